@@ -1,0 +1,115 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, openSync, readFileSync } from "node:fs";
+import { connect, createServer } from "node:net";
+import { setTimeout as sleep } from "node:timers/promises";
+
+const startLimitMs = 60_000;
+const stopLimitMs = 20_000;
+
+/** A server of somebody else's making that runs as a child process and listens on a port of this machine. */
+export interface ServerProcess {
+  readonly pid: number;
+  /** SIGTERM, and waits for the end; fails when that takes over 20 s (then it is killed) or ends with a code not in `goodCodes`. */
+  stop(): Promise<void>;
+  /** SIGKILL, and waits for the end. */
+  kill(): Promise<void>;
+  /** SIGSTOP: connections stay open and nothing answers. */
+  pause(): void;
+  /** SIGCONT. */
+  resume(): void;
+}
+
+/** Starts `command` with its output appended to `logFile`, and resolves once something accepts connections on localhost:`port`. */
+export const openServerProcess = async (options: {
+  command: string[];
+  port: number;
+  logFile: string;
+  goodCodes: number[];
+}): Promise<ServerProcess> => {
+  const { command, logFile } = options;
+  const output = openSync(logFile, "a");
+  // Detached: a Ctrl-C in the terminal reaches only us, and we stop the servers in our order.
+  const child = spawn(command[0] ?? "", command.slice(1), { detached: true, stdio: ["ignore", output, output] });
+  closeSync(output);
+  const ended = new Promise<void>((resolve) => child.once("exit", () => resolve()));
+  await once(child, "spawn");
+  const pid = child.pid ?? 0;
+  const watcher = killWhenWeDie(pid);
+  child.once("exit", () => watcher.kill("SIGKILL"));
+  const failed = (what: string) => new Error(`${command[0]} ${what}; the end of ${logFile}:\n${tail(logFile)}`);
+  const running = () => child.exitCode === null && child.signalCode === null;
+  const kill = async () => {
+    child.kill("SIGKILL");
+    await ended;
+  };
+
+  const deadlineMs = performance.now() + startLimitMs;
+  while (!(await accepts(options.port))) {
+    if (!running()) throw failed(`ended with ${child.signalCode ?? child.exitCode} before it answered`);
+    if (performance.now() > deadlineMs) {
+      await kill();
+      throw failed(`did not answer within ${startLimitMs} ms`);
+    }
+    await sleep(25);
+  }
+  return {
+    pid,
+    kill,
+    pause: () => void child.kill("SIGSTOP"),
+    resume: () => void child.kill("SIGCONT"),
+    async stop() {
+      if (!running()) return;
+      child.kill("SIGCONT");
+      child.kill("SIGTERM");
+      const timer = setTimeout(() => child.kill("SIGKILL"), stopLimitMs);
+      await ended;
+      clearTimeout(timer);
+      const good = child.signalCode === "SIGTERM" || options.goodCodes.includes(child.exitCode ?? -1);
+      if (!good) throw failed(`ended with ${child.signalCode ?? child.exitCode} when stopped`);
+    },
+  };
+};
+
+/** A shell that waits for the end of a pipe only we hold open; the kernel closes it even when we are killed with -9. */
+const killWhenWeDie = (pid: number): ChildProcess => {
+  const watcher = spawn("sh", ["-c", 'read _; kill -9 "$0"', String(pid)], {
+    detached: true,
+    stdio: ["pipe", "ignore", "ignore"],
+  });
+  watcher.unref();
+  return watcher;
+};
+
+const tail = (file: string) => readFileSync(file, "utf8").slice(-3000);
+
+const accepts = (port: number) =>
+  new Promise<boolean>((resolve) => {
+    const socket = connect({ port, host: "127.0.0.1" });
+    socket.once("connect", () => resolve(true));
+    socket.once("error", () => resolve(false));
+    socket.once("close", () => resolve(false));
+    socket.once("connect", () => socket.destroy());
+  });
+
+const lowestPort = 15_000;
+const highestPort = 30_000;
+
+/**
+ * A port nobody listens on, below the range from which systems take the ports of outgoing connections: a client that retries
+ * against a stopped server cannot take its port, nor connect to itself.
+ */
+export const freePort = async (): Promise<number> => {
+  for (let i = 0; i < 100; i += 1) {
+    const port = lowestPort + Math.floor(Math.random() * (highestPort - lowestPort));
+    if (await listens(port)) return port;
+  }
+  throw new Error(`no free port found between ${lowestPort} and ${highestPort}`);
+};
+
+const listens = (port: number) =>
+  new Promise<boolean>((resolve) => {
+    const server = createServer();
+    server.once("error", () => resolve(false));
+    server.listen(port, "127.0.0.1", () => server.close(() => resolve(true)));
+  });
