@@ -161,6 +161,21 @@ test("a history that changed before the older size has no consistency proof", as
   await fc.assert(property, { numRuns: 60 });
 });
 
+test("a proof longer than its tree is deep is refused, even where the hashes work out", async () => {
+  const leaves = ["one", "two", "three", "four", "five"].map((word) => leafHash(Buffer.from(word)));
+  const { read, frontier } = build(leaves);
+  const extra = leafHash(Buffer.from("extra"));
+  const path = await proveInclusion(4, 5, read);
+  const [leaf = extra] = leaves.slice(4);
+  expect(verifyInclusion(4, 5, leaf, path, frontier.root())).toBe(true);
+  expect(verifyInclusion(4, 5, leaf, [...path, extra], nodeHash(extra, frontier.root()))).toBe(false);
+  const proof = await proveConsistency(3, 5, read);
+  const older = naiveRoot(leaves.slice(0, 3));
+  expect(verifyConsistency(3, 5, proof, older, frontier.root())).toBe(true);
+  const [higherOlder, higherNewer] = [nodeHash(extra, older), nodeHash(extra, frontier.root())];
+  expect(verifyConsistency(3, 5, [...proof, extra], higherOlder, higherNewer)).toBe(false);
+});
+
 test("hostile proofs are refused without an exception", () => {
   const h = emptyRoot();
   const junk = [
