@@ -6,13 +6,18 @@ import { fileURLToPath } from "node:url";
 
 export type Log = (line: string) => void;
 
-const root = fileURLToPath(new URL("../../.cache/curfew/", import.meta.url));
+const cacheFolder = fileURLToPath(new URL("../../.cache/curfew/", import.meta.url));
 
 /**
- * What `build` makes at a path of its own, kept under `.cache/curfew/<name>`. Of several processes one builds and the others wait;
+ * What `build` makes at a path of its own, kept as `<root>/<name>`. Of several processes one builds and the others wait;
  * the lock is SQLite's, so it goes with its owner however that one ends, and a half-built result is never seen.
  */
-export const cached = async (name: string, build: (path: string) => Promise<void>, log: Log) => {
+export const cached = async (
+  name: string,
+  build: (path: string) => Promise<void>,
+  log: Log,
+  root = cacheFolder,
+): Promise<string> => {
   const path = join(root, name);
   if (existsSync(path)) return path;
   mkdirSync(root, { recursive: true });
