@@ -1,0 +1,171 @@
+import {
+  createCipheriv,
+  createDecipheriv,
+  createHmac,
+  createPrivateKey,
+  createPublicKey,
+  diffieHellman,
+  type KeyObject,
+} from "node:crypto";
+import { lengthPrefixed } from "@curfew/runtime/length-prefixed.ts";
+import type { Random } from "@curfew/runtime/random.ts";
+
+/**
+ * HPKE, RFC 9180, base mode, one message per context: DHKEM(X25519, HKDF-SHA256) 0x0020, HKDF-SHA256 0x0001, AES-256-GCM 0x0002.
+ * On node:crypto because it is synchronous and three times as fast as WebCrypto; the test holds it to the RFC's vector and to
+ * another implementation.
+ */
+
+export interface Sealed {
+  /** The encapsulated (ephemeral public) key, 32 bytes. */
+  readonly enc: Uint8Array;
+  /** Ciphertext with its 16-byte tag. */
+  readonly ciphertext: Uint8Array;
+}
+
+/** The message was not sealed to this key with this `info` and `aad`, or was changed. Says no more on purpose. */
+export class OpenFailed extends Error {
+  override name = "OpenFailed";
+  constructor() {
+    super("the sealed message cannot be opened");
+  }
+}
+
+/** A key that is not 32 bytes, or a public key of low order. */
+export class InvalidKey extends Error {
+  override name = "InvalidKey";
+}
+
+export const keyBytes = 32;
+const tagBytes = 16;
+const none = Buffer.alloc(0);
+const suiteOfKem = Buffer.from("KEM\x00\x20", "latin1");
+const suiteOfHpke = Buffer.from("HPKE\x00\x20\x00\x01\x00\x02", "latin1");
+const pkcs8Prefix = Buffer.from("302e020100300506032b656e04220420", "hex");
+const spkiPrefix = Buffer.from("302a300506032b656e032100", "hex");
+
+const hmac = (key: Uint8Array, ...data: Uint8Array[]): Buffer => {
+  const mac = createHmac("sha256", key);
+  for (const d of data) mac.update(d);
+  return mac.digest();
+};
+const labeledExtract = (suite: Buffer, salt: Uint8Array, label: string, ikm: Uint8Array): Buffer =>
+  hmac(salt, Buffer.from("HPKE-v1"), suite, Buffer.from(label), ikm);
+/** `length` at most 32: one block of HKDF-Expand. */
+const labeledExpand = (suite: Buffer, prk: Uint8Array, label: string, info: Uint8Array, length: number): Buffer =>
+  hmac(
+    prk,
+    Buffer.from([0, length]),
+    Buffer.from("HPKE-v1"),
+    suite,
+    Buffer.from(label),
+    info,
+    Buffer.from([1]),
+  ).subarray(0, length);
+
+export const privateKeyFromRaw = (raw: Uint8Array): KeyObject => {
+  if (raw.length !== keyBytes) throw new InvalidKey("an X25519 private key has 32 bytes");
+  return createPrivateKey({ key: Buffer.concat([pkcs8Prefix, raw]), format: "der", type: "pkcs8" });
+};
+
+const publicKeyFromRaw = (raw: Uint8Array): KeyObject => {
+  if (raw.length !== keyBytes) throw new InvalidKey("an X25519 public key has 32 bytes");
+  return createPublicKey({ key: Buffer.concat([spkiPrefix, raw]), format: "der", type: "spki" });
+};
+
+/** The 32 bytes of the public key that belongs to a private one. */
+export const publicKeyOf = (privateKey: KeyObject): Buffer =>
+  createPublicKey(privateKey).export({ format: "der", type: "spki" }).subarray(spkiPrefix.length);
+
+export interface KeyPair {
+  readonly privateKey: KeyObject;
+  /** 32 bytes. */
+  readonly publicKey: Uint8Array;
+}
+
+/** RFC 9180 §7.1.3. `ikm` at least 32 random bytes. */
+export const deriveKeyPair = (ikm: Uint8Array): KeyPair => {
+  const prk = labeledExtract(suiteOfKem, none, "dkp_prk", ikm);
+  const privateKey = privateKeyFromRaw(labeledExpand(suiteOfKem, prk, "sk", none, keyBytes));
+  return { privateKey, publicKey: publicKeyOf(privateKey) };
+};
+
+export const generateKeyPair = (random: Random): KeyPair => deriveKeyPair(random(keyBytes));
+
+/** Both sides' key schedule (§4.1, §5.1): AES key and base nonce. Throws InvalidKey for a public key of low order. */
+const schedule = (mine: KeyObject, theirs: Uint8Array, enc: Uint8Array, recipient: Uint8Array, info: Uint8Array) => {
+  let dh: Buffer;
+  try {
+    dh = diffieHellman({ privateKey: mine, publicKey: publicKeyFromRaw(theirs) });
+  } catch (e) {
+    throw e instanceof InvalidKey ? e : new InvalidKey("the X25519 public key has low order");
+  }
+  const eaePrk = labeledExtract(suiteOfKem, none, "eae_prk", dh);
+  const kemContext = Buffer.concat([enc, recipient]);
+  const shared = labeledExpand(suiteOfKem, eaePrk, "shared_secret", kemContext, 32);
+  const context = Buffer.concat([
+    Buffer.from([0]),
+    labeledExtract(suiteOfHpke, none, "psk_id_hash", none),
+    labeledExtract(suiteOfHpke, none, "info_hash", info),
+  ]);
+  const secret = labeledExtract(suiteOfHpke, shared, "secret", none);
+  return {
+    key: labeledExpand(suiteOfHpke, secret, "key", context, 32),
+    baseNonce: labeledExpand(suiteOfHpke, secret, "base_nonce", context, 12),
+  };
+};
+
+/** The sender's side for a given ephemeral pair. `key` and `baseNonce` are exposed for the RFC's vector alone; use `seal`. */
+export const senderContext = (publicKey: Uint8Array, info: Uint8Array, ephemeral: KeyPair) => ({
+  enc: ephemeral.publicKey,
+  ...schedule(ephemeral.privateKey, publicKey, ephemeral.publicKey, publicKey, info),
+});
+
+/** Seals one message to the holder of `publicKey` (32 bytes). Throws InvalidKey. */
+export const seal = (
+  publicKey: Uint8Array,
+  info: Uint8Array,
+  plaintext: Uint8Array,
+  aad: Uint8Array,
+  random: Random,
+): Sealed => {
+  const { enc, key, baseNonce } = senderContext(publicKey, info, generateKeyPair(random));
+  const cipher = createCipheriv("aes-256-gcm", key, baseNonce).setAAD(aad);
+  return { enc, ciphertext: Buffer.concat([cipher.update(plaintext), cipher.final(), cipher.getAuthTag()]) };
+};
+
+/** The plaintext of one message; throws OpenFailed whatever the reason. */
+export const open = (
+  privateKey: KeyObject,
+  enc: Uint8Array,
+  ciphertext: Uint8Array,
+  info: Uint8Array,
+  aad: Uint8Array,
+): Buffer => {
+  try {
+    const { key, baseNonce } = schedule(privateKey, enc, enc, publicKeyOf(privateKey), info);
+    const end = ciphertext.length - tagBytes;
+    const decipher = createDecipheriv("aes-256-gcm", key, baseNonce, { authTagLength: tagBytes }).setAAD(aad);
+    decipher.setAuthTag(ciphertext.subarray(end));
+    return Buffer.concat([decipher.update(ciphertext.subarray(0, end)), decipher.final()]);
+  } catch {
+    throw new OpenFailed();
+  }
+};
+
+/** HPKE `info` of a sealed token secret: whose, which token, which generation, which key. Another of any of these cannot open it. */
+export const sealInfo = (binding: {
+  readonly subject: string;
+  readonly tokenId: string;
+  /** From 1. */
+  readonly generation: number;
+  /** SHA-256 of the registered public key, 32 bytes. */
+  readonly keySha256: Uint8Array;
+}): Uint8Array =>
+  lengthPrefixed(
+    "curfew/sealed-secret/v1",
+    binding.subject,
+    binding.tokenId,
+    String(binding.generation),
+    binding.keySha256,
+  );

@@ -1,0 +1,172 @@
+import { createHash, createPrivateKey, createPublicKey, createSecretKey, type KeyObject } from "node:crypto";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import type { Random } from "@curfew/runtime/random.ts";
+import { KeyringError, openKeyFiles } from "./key-files.ts";
+
+export interface Pepper {
+  /** "p1", "p2", …: stored beside every digest. Never used again after retirement. */
+  readonly id: string;
+  /** For HMAC-SHA-256, 32 bytes. */
+  readonly key: KeyObject;
+}
+
+export interface Peppers {
+  /** The one for new digests. */
+  readonly current: Pepper;
+  /** All live ones, newest first: at most four. A look-up tries each. */
+  readonly all: readonly Pepper[];
+}
+
+/** An Ed25519 pair. Its note texts are made by `signerKeyText` and `verifierKeyText` of packages/ledger. */
+export interface SigningKey {
+  readonly privateKey: KeyObject;
+  readonly publicKey: KeyObject;
+}
+
+/**
+ * The keys of a deployment, in a directory that the services of one machine share. A key is created when it is first asked for, so
+ * a service causes, and loads, only what it uses. Keys are KeyObjects: printed or put into JSON they show nothing.
+ */
+export interface Keyring {
+  /** Reads the directory again at most once a second. Throws KeyringError. */
+  peppers(): Peppers;
+  /**
+   * Adds a pepper. It becomes the current one `pepperActivationMs` later, when every process has seen it, so that nobody is given
+   * a digest he cannot look up. Throws KeyringError when four are live.
+   */
+  rotatePepper(): Pepper;
+  /** Destroys a pepper: every token whose digest was made with it is unknown from then on. Refuses the current and newer ones. */
+  retirePepper(id: string): void;
+  /** The Ed25519 key of that name, e.g. the ledger's origin. */
+  signingKey(name: string): SigningKey;
+  /** A 32-byte symmetric key by its use: "identifiers" (HMAC), "epoch-1" (key encryption). */
+  secretKey(name: string): KeyObject;
+}
+
+export const maxLivePeppers = 4;
+export const pepperActivationMs = 5000;
+const rescanMs = 1000;
+const maxPepperNumber = 999_999;
+const keyBytes = 32;
+/** What makes a PKCS #8 Ed25519 key of a 32-byte seed (RFC 8410). */
+const pkcs8Prefix = Buffer.from("302e020100300506032b657004220420", "hex");
+
+interface StoredKey {
+  readonly key: KeyObject;
+  readonly createdAtMs: number;
+}
+
+/** One line: format, creation time, key, and a check that tells a damaged file from a wrong key. */
+const storedText = (createdAtMs: number, key: Uint8Array): string =>
+  `curfew-key-v1 ${createdAtMs} ${Buffer.from(key).toString("base64url")} ${checkOf(key)}\n`;
+const checkOf = (key: Uint8Array): string =>
+  createHash("sha256").update("curfew-key-check\n").update(key).digest("hex").slice(0, 8);
+
+const parseStored = (file: string, text: string): StoredKey => {
+  const m = /^curfew-key-v1 (\d{1,15}) ([0-9A-Za-z_-]{43}) ([0-9a-f]{8})\n$/.exec(text);
+  const key = Buffer.from(m?.[2] ?? "", "base64url");
+  if (!m || key.length !== keyBytes || checkOf(key) !== m[3]) throw new KeyringError(`${file}: damaged key file`);
+  return { key: createSecretKey(key), createdAtMs: Number(m[1]) };
+};
+
+const pepperFile = (n: number): string => `pepper-${n}.key`;
+const pepperName = /^pepper-([1-9]\d{0,5})\.key$/;
+
+/** Opens the keys in `dir`, which is created with mode 0700. Throws NotPrivate if others could read them, or KeyringError. */
+export const openKeyring = (options: {
+  readonly dir: string;
+  readonly random: Random;
+  readonly clock: Clock;
+}): Keyring => {
+  const { random, clock } = options;
+  const files = openKeyFiles(options);
+  const stored = new Map<string, StoredKey>();
+  const signing = new Map<string, SigningKey>();
+
+  const create = (file: string): StoredKey => {
+    const known =
+      stored.get(file) ??
+      parseStored(
+        file,
+        files.createOnce(file, () => storedText(clock.now(), random(keyBytes))),
+      );
+    stored.set(file, known);
+    return known;
+  };
+  /** Never creates: a pepper that another process has just retired must not come back with other bytes. */
+  const load = (file: string): StoredKey | undefined => {
+    const known = stored.get(file);
+    if (known) return known;
+    const text = files.read(file);
+    if (text === undefined) return undefined;
+    const read = parseStored(file, text);
+    stored.set(file, read);
+    return read;
+  };
+
+  /** Numbers of the live peppers, newest first. */
+  const numbers = (): number[] =>
+    files
+      .list()
+      .flatMap((name) => Number(pepperName.exec(name)?.[1] ?? []))
+      .sort((a, b) => b - a);
+
+  const readPeppers = (): Peppers => {
+    if (numbers().length === 0) create(pepperFile(1));
+    const live = numbers();
+    if (live.length > maxLivePeppers) throw new KeyringError(`more than ${maxLivePeppers} peppers are live`);
+    const all: (Pepper & { readonly createdAtMs: number })[] = [];
+    for (const n of live) {
+      const found = load(pepperFile(n));
+      if (found) all.push({ id: `p${n}`, ...found });
+    }
+    const activeFrom = clock.now() - pepperActivationMs;
+    const current = all.find((p) => p.createdAtMs <= activeFrom) ?? all.at(-1);
+    if (!current) throw new KeyringError("no pepper is live");
+    return { current, all };
+  };
+
+  let seen: { readonly atMs: number; readonly peppers: Peppers } | undefined;
+  const rescan = (): Peppers => {
+    seen = { atMs: clock.monotonicMs(), peppers: readPeppers() };
+    return seen.peppers;
+  };
+
+  return {
+    peppers: () => (seen && clock.monotonicMs() - seen.atMs < rescanMs ? seen.peppers : rescan()),
+    rotatePepper: () => {
+      if (rescan().all.length >= maxLivePeppers)
+        throw new KeyringError(`${maxLivePeppers} peppers are live: retire the oldest before adding another`);
+      const next = (numbers()[0] ?? 0) + 1;
+      if (next > maxPepperNumber) throw new KeyringError("no pepper number is left");
+      const { key } = create(pepperFile(next));
+      rescan();
+      return { id: `p${next}`, key };
+    },
+    retirePepper: (id) => {
+      const { all, current } = rescan();
+      const at = all.findIndex((p) => p.id === id);
+      if (at < 0) throw new KeyringError(`${id} is not a live pepper`);
+      if (at <= all.indexOf(current))
+        throw new KeyringError(`${id} is in use for new tokens: add another and wait until it is current`);
+      const file = pepperFile(Number(id.slice(1)));
+      files.remove(file);
+      stored.delete(file);
+      rescan();
+    },
+    signingKey: (name) => {
+      const known = signing.get(name);
+      if (known) return known;
+      if (!/^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/.test(name)) throw new KeyringError("not a signing key name");
+      const seed = create(`signing-${encodeURIComponent(name)}.key`).key.export();
+      const privateKey = createPrivateKey({ key: Buffer.concat([pkcs8Prefix, seed]), format: "der", type: "pkcs8" });
+      const key = { privateKey, publicKey: createPublicKey(privateKey) };
+      signing.set(name, key);
+      return key;
+    },
+    secretKey: (name) => {
+      if (!/^[a-z][a-z0-9-]{0,62}$/.test(name)) throw new KeyringError("not a secret key name");
+      return create(`secret-${name}.key`).key;
+    },
+  };
+};
