@@ -1,0 +1,76 @@
+import type { DescMessage, Message } from "@bufbuild/protobuf";
+import * as breaches from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
+import * as evidence from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
+import * as revocations from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
+import * as tokens from "@curfew/contracts/gen/curfew/events/v1/tokens_pb.ts";
+import * as uses from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+
+/** The five topics that are sealed. */
+export const topicNames = {
+  tokens: "curfew.tokens.v1",
+  uses: "curfew.uses.v1",
+  revocations: "curfew.revocations.v1",
+  breaches: "curfew.breaches.v1",
+  evidence: "curfew.evidence.v1",
+} as const;
+
+export interface EventType {
+  readonly desc: DescMessage;
+  /** CloudEvents type, e.g. curfew.token.issued.v1. */
+  readonly type: string;
+  readonly topic: string;
+}
+
+const eventsOf = (topic: string, rows: readonly (readonly [DescMessage, string])[]): EventType[] =>
+  rows.map(([desc, name]) => ({ desc, type: `curfew.${name}.v1`, topic }));
+
+/** Every event there is. A type is never renamed or removed: old records must stay readable. */
+export const eventTypes: readonly EventType[] = [
+  ...eventsOf(topicNames.tokens, [
+    [tokens.PolicyPublishedSchema, "policy.published"],
+    [tokens.KeyRegisteredSchema, "key.registered"],
+    [tokens.IdentityCreatedSchema, "identity.created"],
+    [tokens.TokenIssuedSchema, "token.issued"],
+    [tokens.TokenRotatedSchema, "token.rotated"],
+    [tokens.SecretCollectedSchema, "secret.collected"],
+    [tokens.SecretUncollectedSchema, "secret.uncollected"],
+    [tokens.TokenExpiredSchema, "token.expired"],
+  ]),
+  ...eventsOf(topicNames.uses, [
+    [uses.UseDecidedSchema, "use.decided"],
+    [uses.UseCompletedSchema, "use.completed"],
+    [uses.UnknownAttemptsDeniedSchema, "unknown-attempts.denied"],
+  ]),
+  ...eventsOf(topicNames.revocations, [
+    [revocations.TokenRevokedSchema, "token.revoked"],
+    [revocations.LeakReportedSchema, "leak.reported"],
+    [revocations.SecretIdentifiedSchema, "secret.identified"],
+    [revocations.RevocationAcknowledgedSchema, "revocation.acknowledged"],
+    [revocations.RevocationEffectiveSchema, "revocation.effective"],
+    [revocations.UseReportingGapSchema, "use-reporting.gap"],
+  ]),
+  ...eventsOf(topicNames.breaches, [
+    [breaches.CaseOpenedSchema, "case.opened"],
+    [breaches.SignalJoinedSchema, "signal.joined"],
+    [breaches.AwarenessDecidedSchema, "awareness.decided"],
+    [breaches.PageDueSchema, "page.due"],
+    [breaches.PageSentSchema, "page.sent"],
+    [breaches.PageFailedSchema, "page.failed"],
+    [breaches.PageAcknowledgedSchema, "page.acknowledged"],
+    [breaches.NotificationDraftedSchema, "notification.drafted"],
+  ]),
+  ...eventsOf(topicNames.evidence, [[evidence.EvidenceGapFoundSchema, "evidence-gap.found"]]),
+];
+
+const byDesc = new Map(eventTypes.map((row) => [row.desc.typeName, row]));
+const byType = new Map(eventTypes.map((row) => [row.type, row]));
+
+/** Throws for a message that is no event. */
+export const eventTypeOf = (message: Message): EventType => {
+  const row = byDesc.get(message.$typeName);
+  if (!row) throw new TypeError(`${message.$typeName} is no event type`);
+  return row;
+};
+
+/** Undefined for an unknown `ce_type`: a consumer stops loudly, it never skips. */
+export const eventTypeNamed = (type: string): EventType | undefined => byType.get(type);
