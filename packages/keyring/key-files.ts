@@ -50,6 +50,25 @@ export interface KeyFiles {
   remove(name: string): void;
 }
 
+/** Leaves alone what another created meanwhile. */
+const create = (dir: string, name: string, content: string, random: Random): void => {
+  const draft = join(dir, `.new-${Buffer.from(random(12)).toString("hex")}`);
+  const fd = openSync(draft, "wx", 0o600);
+  try {
+    try {
+      if (writeSync(fd, content) !== Buffer.byteLength(content)) throw new KeyringError(`${draft}: written in part`);
+      fsyncSync(fd);
+    } finally {
+      closeSync(fd);
+    }
+    linkSync(draft, join(dir, name));
+  } catch (e) {
+    if (codeOf(e) !== "EEXIST") throw e;
+  } finally {
+    unlinkSync(draft);
+  }
+};
+
 /** Opens `dir`, creating it with mode 0700. Throws NotPrivate if it or anything in it is open wider than it may be, or KeyringError. */
 export const openKeyFiles = (options: {
   readonly dir: string;
@@ -78,24 +97,6 @@ export const openKeyFiles = (options: {
       return readFileSync(join(dir, name), "utf8");
     });
 
-  const create = (name: string, content: string): void => {
-    const draft = join(dir, `.new-${Buffer.from(random(12)).toString("hex")}`);
-    const fd = openSync(draft, "wx", 0o600);
-    try {
-      try {
-        if (writeSync(fd, content) !== Buffer.byteLength(content)) throw new KeyringError(`${draft}: written in part`);
-        fsyncSync(fd);
-      } finally {
-        closeSync(fd);
-      }
-      linkSync(draft, join(dir, name));
-    } catch (e) {
-      if (codeOf(e) !== "EEXIST") throw e;
-    } finally {
-      unlinkSync(draft);
-    }
-  };
-
   // A draft that was linked but not unlinked is a second name of a live key: it must not outlive the key.
   guarded("", () => {
     for (const name of readdirSync(dir).filter((n) => temporary.test(n))) {
@@ -109,7 +110,7 @@ export const openKeyFiles = (options: {
     read,
     createOnce: (name, content) =>
       guarded(name, () => {
-        if (read(name) === undefined) create(name, content());
+        if (read(name) === undefined) create(dir, name, content(), random);
         // Also when another process made it: its name may not be on disk yet, and what is used must survive.
         syncDirectory(dir);
         const found = read(name);

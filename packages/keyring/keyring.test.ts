@@ -68,6 +68,27 @@ test("keys are created once, private, and the same after opening again", () => {
   expect(readdirSync(dir)).toHaveLength(5);
 });
 
+test("keys of other uses are no peppers, whichever is made first", () => {
+  const keyring = open();
+  for (let i = 1; i <= 6; i++) keyring.secretKey(`epoch-${i}`);
+  keyring.signingKey("pepper-1");
+  expect(keyring.peppers().all.map((p) => p.id)).toEqual(["p1"]);
+  expect(keyring.rotatePepper().id).toBe("p2");
+});
+
+test("a pepper retired elsewhere is gone here within a second and does not come back", () => {
+  const keyring = open();
+  keyring.peppers();
+  keyring.rotatePepper();
+  nowMs += pepperActivationMs;
+  const other = open();
+  other.peppers();
+  keyring.retirePepper("p1");
+  nowMs += 1000;
+  expect(other.peppers().all.map((p) => p.id)).toEqual(["p2"]);
+  expect(readdirSync(dir)).toEqual(["pepper-2.key"]);
+});
+
 test("a directory or key that others can read is refused, with the command that mends it", () => {
   open().peppers();
   chmodSync(dir, 0o750);

@@ -1,7 +1,7 @@
 import { createHash, createPrivateKey, createPublicKey, createSecretKey, type KeyObject } from "node:crypto";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Random } from "@curfew/runtime/random.ts";
-import { KeyringError, openKeyFiles } from "./key-files.ts";
+import { type KeyFiles, KeyringError, openKeyFiles } from "./key-files.ts";
 
 export interface Pepper {
   /** "p1", "p2", …: stored beside every digest. Never used again after retirement. */
@@ -72,52 +72,54 @@ const parseStored = (file: string, text: string): StoredKey => {
 const pepperFile = (n: number): string => `pepper-${n}.key`;
 const pepperName = /^pepper-([1-9]\d{0,5})\.key$/;
 
-/** Opens the keys in `dir`, which is created with mode 0700. Throws NotPrivate if others could read them, or KeyringError. */
-export const openKeyring = (options: {
-  readonly dir: string;
-  readonly random: Random;
-  readonly clock: Clock;
-}): Keyring => {
-  const { random, clock } = options;
-  const files = openKeyFiles(options);
-  const stored = new Map<string, StoredKey>();
-  const signing = new Map<string, SigningKey>();
+interface StoredKeys {
+  /** The key in a file, made now unless it is there. */
+  create(file: string): StoredKey;
+  /** Never creates: a pepper that another process has just retired must not come back with other bytes. */
+  load(file: string): StoredKey | undefined;
+  forget(file: string): void;
+}
 
-  const create = (file: string): StoredKey => {
-    const known =
-      stored.get(file) ??
-      parseStored(
+const openStoredKeys = (files: KeyFiles, random: Random, clock: Clock): StoredKeys => {
+  const known = new Map<string, StoredKey>();
+  const keep = (file: string, text: string): StoredKey => {
+    const key = parseStored(file, text);
+    known.set(file, key);
+    return key;
+  };
+  return {
+    create: (file) =>
+      known.get(file) ??
+      keep(
         file,
         files.createOnce(file, () => storedText(clock.now(), random(keyBytes))),
-      );
-    stored.set(file, known);
-    return known;
+      ),
+    load: (file) => {
+      const text = known.has(file) ? undefined : files.read(file);
+      return text === undefined ? known.get(file) : keep(file, text);
+    },
+    forget: (file) => void known.delete(file),
   };
-  /** Never creates: a pepper that another process has just retired must not come back with other bytes. */
-  const load = (file: string): StoredKey | undefined => {
-    const known = stored.get(file);
-    if (known) return known;
-    const text = files.read(file);
-    if (text === undefined) return undefined;
-    const read = parseStored(file, text);
-    stored.set(file, read);
-    return read;
-  };
+};
 
+type PepperKeys = Pick<Keyring, "peppers" | "rotatePepper" | "retirePepper">;
+
+const openPeppers = (files: KeyFiles, keys: StoredKeys, clock: Clock): PepperKeys => {
   /** Numbers of the live peppers, newest first. */
   const numbers = (): number[] =>
     files
       .list()
-      .flatMap((name) => Number(pepperName.exec(name)?.[1] ?? []))
+      .flatMap((name) => pepperName.exec(name)?.[1] ?? [])
+      .map(Number)
       .sort((a, b) => b - a);
 
   const readPeppers = (): Peppers => {
-    if (numbers().length === 0) create(pepperFile(1));
+    if (numbers().length === 0) keys.create(pepperFile(1));
     const live = numbers();
     if (live.length > maxLivePeppers) throw new KeyringError(`more than ${maxLivePeppers} peppers are live`);
     const all: (Pepper & { readonly createdAtMs: number })[] = [];
     for (const n of live) {
-      const found = load(pepperFile(n));
+      const found = keys.load(pepperFile(n));
       if (found) all.push({ id: `p${n}`, ...found });
     }
     const activeFrom = clock.now() - pepperActivationMs;
@@ -139,7 +141,7 @@ export const openKeyring = (options: {
         throw new KeyringError(`${maxLivePeppers} peppers are live: retire the oldest before adding another`);
       const next = (numbers()[0] ?? 0) + 1;
       if (next > maxPepperNumber) throw new KeyringError("no pepper number is left");
-      const { key } = create(pepperFile(next));
+      const { key } = keys.create(pepperFile(next));
       rescan();
       return { id: `p${next}`, key };
     },
@@ -151,14 +153,28 @@ export const openKeyring = (options: {
         throw new KeyringError(`${id} is in use for new tokens: add another and wait until it is current`);
       const file = pepperFile(Number(id.slice(1)));
       files.remove(file);
-      stored.delete(file);
+      keys.forget(file);
       rescan();
     },
+  };
+};
+
+/** Opens the keys in `dir`, which is created with mode 0700. Throws NotPrivate if others could read them, or KeyringError. */
+export const openKeyring = (options: {
+  readonly dir: string;
+  readonly random: Random;
+  readonly clock: Clock;
+}): Keyring => {
+  const files = openKeyFiles(options);
+  const keys = openStoredKeys(files, options.random, options.clock);
+  const signing = new Map<string, SigningKey>();
+  return {
+    ...openPeppers(files, keys, options.clock),
     signingKey: (name) => {
       const known = signing.get(name);
       if (known) return known;
       if (!/^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/.test(name)) throw new KeyringError("not a signing key name");
-      const seed = create(`signing-${encodeURIComponent(name)}.key`).key.export();
+      const seed = keys.create(`signing-${encodeURIComponent(name)}.key`).key.export();
       const privateKey = createPrivateKey({ key: Buffer.concat([pkcs8Prefix, seed]), format: "der", type: "pkcs8" });
       const key = { privateKey, publicKey: createPublicKey(privateKey) };
       signing.set(name, key);
@@ -166,7 +182,7 @@ export const openKeyring = (options: {
     },
     secretKey: (name) => {
       if (!/^[a-z][a-z0-9-]{0,62}$/.test(name)) throw new KeyringError("not a secret key name");
-      return create(`secret-${name}.key`).key;
+      return keys.create(`secret-${name}.key`).key;
     },
   };
 };
