@@ -1,0 +1,99 @@
+import type { Clock } from "@curfew/runtime/clock.ts";
+import { RpcError } from "./errors.ts";
+import type { Peer } from "./identity.ts";
+import type { CallContext } from "./service-definition.ts";
+
+export const cancelled = () =>
+  new RpcError({ status: "CANCELLED", reason: "CANCELLED", message: "the caller cancelled or went away" });
+export const deadlineExceeded = () =>
+  new RpcError({ status: "DEADLINE_EXCEEDED", reason: "DEADLINE_EXCEEDED", message: "deadline exceeded" });
+export const shuttingDown = () =>
+  new RpcError({
+    status: "UNAVAILABLE",
+    reason: "SHUTTING_DOWN",
+    message: "the server is shutting down; connect again",
+    retryDelayMs: 0,
+  });
+
+/** The part of grpc-js's four call classes that they share and we use. */
+export interface SurfaceCall {
+  readonly cancelled: boolean;
+  getDeadline(): number | Date;
+  once(event: "cancelled", listener: () => void): unknown;
+}
+
+/**
+ * One call from its acceptance to its end. It ends exactly once, by `finish` or by `abort`; `onAbort` answers the caller, whether
+ * or not the handler heeds its signal.
+ */
+export class ActiveCall {
+  readonly ctx: CallContext;
+  onAbort: (reason: RpcError) => void = () => undefined;
+  #ended = false;
+  #reason: RpcError | undefined;
+  #controller: AbortController | undefined;
+  readonly #release: () => void;
+  readonly #capTimer: AbortController | undefined;
+
+  constructor(options: {
+    readonly call: SurfaceCall;
+    readonly peer: Peer;
+    readonly method: string;
+    /** Infinity: no cap. */
+    readonly capMs: number;
+    readonly clock: Clock;
+    readonly release: (call: ActiveCall) => void;
+  }) {
+    const { call, peer, method, capMs, clock } = options;
+    const askedMs = Number(call.getDeadline());
+    const deadlineMs = Math.min(askedMs, clock.now() + capMs);
+    const signal = () => this.#signal();
+    this.ctx = {
+      caller: peer.caller,
+      peerThumbprint: peer.thumbprint,
+      method,
+      deadlineMs: deadlineMs === Number.POSITIVE_INFINITY ? undefined : deadlineMs,
+      get signal() {
+        return signal();
+      },
+    };
+    this.#release = () => options.release(this);
+    call.once("cancelled", () => this.abort(clock.now() >= askedMs ? deadlineExceeded() : cancelled()));
+    if (deadlineMs < askedMs) {
+      const timer = new AbortController();
+      this.#capTimer = timer;
+      void clock.sleep(capMs, timer.signal).then(() => {
+        if (!timer.signal.aborted) this.abort(deadlineExceeded());
+      });
+    }
+  }
+
+  get ended(): boolean {
+    return this.#ended;
+  }
+
+  /** True for the first caller only: whoever gets it answers. */
+  finish(): boolean {
+    if (this.ended) return false;
+    this.#ended = true;
+    this.#capTimer?.abort();
+    this.#release();
+    return true;
+  }
+
+  abort(reason: RpcError): void {
+    if (!this.finish()) return;
+    this.#reason = reason;
+    this.#controller?.abort(reason);
+    this.onAbort(reason);
+  }
+
+  /** Made when first asked for: most handlers never do. */
+  #signal(): AbortSignal {
+    if (!this.#controller) {
+      this.#controller = new AbortController();
+      if (this.#reason) this.#controller.abort(this.#reason);
+    }
+    return this.#controller.signal;
+  }
+}

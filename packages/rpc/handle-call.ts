@@ -1,0 +1,165 @@
+import type { Readable } from "node:stream";
+import type { DescMethod } from "@bufbuild/protobuf";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import type { Random } from "@curfew/runtime/random.ts";
+import { attribute, runWithTraceparent, span, withSpan } from "@curfew/runtime/telemetry.ts";
+import type {
+  Metadata,
+  ServerDuplexStream,
+  ServerReadableStream,
+  ServerUnaryCall,
+  ServerWritableStream,
+  sendUnaryData,
+  UntypedHandleCall,
+} from "@grpc/grpc-js";
+import { ActiveCall, type SurfaceCall, shuttingDown } from "./active-call.ts";
+import { encodeFailure, RpcError } from "./errors.ts";
+import { failureOf, type RpcLog } from "./failure-of.ts";
+import type { Peer } from "./identity.ts";
+import { encodeResponse, parseRequest } from "./request.ts";
+import { type AnyHandler, type BoundService, type CallContext, methodName } from "./service-definition.ts";
+
+/** What all calls of one server share. */
+export interface CallEnvironment {
+  readonly clock: Clock;
+  readonly log: RpcLog;
+  readonly random: Random;
+  /** Whom the interceptor found behind a call, by the metadata object it let through. */
+  readonly peers: WeakMap<Metadata, Peer>;
+  readonly unary: Set<ActiveCall>;
+  readonly streams: Set<ActiveCall>;
+  readonly limits: { readonly maxDeadlineMs: number; readonly maxCalls: number; readonly maxStreams: number };
+  stopping: boolean;
+}
+
+type Call = SurfaceCall & { readonly metadata: Metadata };
+type WritableCall = ServerWritableStream<Buffer, Buffer> | ServerDuplexStream<Buffer, Buffer>;
+
+const admit = (call: Call, bound: BoundService, method: DescMethod, env: CallEnvironment): ActiveCall => {
+  const peer = env.peers.get(call.metadata);
+  if (!peer) throw new Error("a call passed without an identity");
+  if (env.stopping) throw shuttingDown();
+  const streams = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
+  const open = streams ? env.streams : env.unary;
+  if (open.size >= (streams ? env.limits.maxStreams : env.limits.maxCalls)) {
+    const message = "too many calls at once";
+    throw new RpcError({ status: "RESOURCE_EXHAUSTED", reason: "TOO_MANY_CALLS", message, retryDelayMs: 1000 });
+  }
+  const capMs =
+    bound.deadlineCapsMs[method.localName] ?? (streams ? Number.POSITIVE_INFINITY : env.limits.maxDeadlineMs);
+  const active = new ActiveCall({
+    call,
+    peer,
+    method: methodName(method),
+    capMs,
+    clock: env.clock,
+    release: (ended) => open.delete(ended),
+  });
+  open.add(active);
+  return active;
+};
+
+const traced = <T>(call: Call, name: string, work: () => Promise<T>): Promise<T> => {
+  const [traceparent] = call.metadata.get("traceparent");
+  return runWithTraceparent(typeof traceparent === "string" ? traceparent : undefined, () =>
+    withSpan(span.rpc(name), { [attribute.rpcSystem]: "grpc", [attribute.rpcMethod]: name }, work),
+  );
+};
+
+async function* decoded(call: Readable, method: DescMethod) {
+  // Leaving the loop early must not destroy the call: the answer is still to be written.
+  for await (const bytes of call.iterator({ destroyOnReturn: false }))
+    yield parseRequest(method.input, bytes as Buffer);
+}
+
+/** Calls that answer one message. */
+const answerOnce = (
+  call: Call,
+  respond: sendUnaryData<Buffer>,
+  run: (ctx: CallContext) => unknown,
+  [bound, method, env]: [BoundService, DescMethod, CallEnvironment],
+): void => {
+  const name = methodName(method);
+  const fail = (error: unknown) =>
+    respond(encodeFailure(failureOf(error, { method: name, rejections: bound.rejections, ...env })));
+  let active: ActiveCall;
+  try {
+    active = admit(call, bound, method, env);
+  } catch (error) {
+    fail(error);
+    return;
+  }
+  active.onAbort = (reason) => void (call.cancelled || fail(reason));
+  traced(call, name, async () => encodeResponse(method.output, await run(active.ctx))).then(
+    (bytes) => void (active.finish() && respond(null, bytes)),
+    (error) => void (active.finish() && fail(error)),
+  );
+};
+
+/** Calls that answer a stream: pulls the next message only when the last was taken, so a slow reader slows the handler. */
+const answerMany = (
+  call: WritableCall,
+  run: (ctx: CallContext) => unknown,
+  [bound, method, env]: [BoundService, DescMethod, CallEnvironment],
+): void => {
+  const name = methodName(method);
+  const fail = (error: unknown) => {
+    const failure = encodeFailure(failureOf(error, { method: name, rejections: bound.rejections, ...env }));
+    call.emit("error", Object.assign(new Error(failure.details), failure));
+  };
+  let active: ActiveCall;
+  try {
+    active = admit(call, bound, method, env);
+  } catch (error) {
+    fail(error);
+    return;
+  }
+  let wake: () => void = () => undefined;
+  active.onAbort = (reason) => {
+    wake();
+    if (!call.cancelled) fail(reason);
+  };
+  const taken = () =>
+    new Promise<void>((resolve) => {
+      wake = resolve;
+      call.once("drain", resolve);
+    });
+  const pump = async () => {
+    const messages = (run(active.ctx) as AsyncIterable<unknown>)[Symbol.asyncIterator]();
+    try {
+      for (;;) {
+        const step = await messages.next();
+        if (active.ended || step.done) return;
+        if (!call.write(encodeResponse(method.output, step.value))) await taken();
+        if (active.ended) return;
+      }
+    } finally {
+      // Not awaited: a handler that ignores its signal must not hold the call.
+      Promise.resolve(messages.return?.()).catch(() => undefined);
+    }
+  };
+  traced(call, name, pump).then(
+    () => void (active.finish() && call.end()),
+    (error) => void (active.finish() && fail(error)),
+  );
+};
+
+/** The grpc-js handler of a method: decode, validate, run, encode; every error answered by `failureOf`. */
+export const handleCall = (bound: BoundService, method: DescMethod, env: CallEnvironment): UntypedHandleCall => {
+  const handler = bound.handlers[method.localName] as AnyHandler;
+  const parts: [BoundService, DescMethod, CallEnvironment] = [bound, method, env];
+  switch (method.methodKind) {
+    case "unary":
+      return (call: ServerUnaryCall<Buffer, Buffer>, respond: sendUnaryData<Buffer>) =>
+        answerOnce(call, respond, (ctx) => handler(parseRequest(method.input, call.request), ctx), parts);
+    case "client_streaming":
+      return (call: ServerReadableStream<Buffer, Buffer>, respond: sendUnaryData<Buffer>) =>
+        answerOnce(call, respond, (ctx) => handler(decoded(call, method), ctx), parts);
+    case "server_streaming":
+      return (call: ServerWritableStream<Buffer, Buffer>) =>
+        answerMany(call, (ctx) => handler(parseRequest(method.input, call.request), ctx), parts);
+    case "bidi_streaming":
+      return (call: ServerDuplexStream<Buffer, Buffer>) =>
+        answerMany(call, (ctx) => handler(decoded(call, method), ctx), parts);
+  }
+};

@@ -1,0 +1,42 @@
+import { create, type DescMessage, fromBinary, type MessageShape, toBinary } from "@bufbuild/protobuf";
+import { pathToString } from "@bufbuild/protobuf/reflect";
+import { createValidator, type Violation } from "@bufbuild/protovalidate";
+import { RpcError } from "./errors.ts";
+import { bufferOf } from "./service-definition.ts";
+
+const validator = createValidator();
+/** More than this tells a caller nothing new. */
+const maxFieldViolations = 20;
+
+const fieldViolation = (violation: Violation) => ({
+  field: pathToString(violation.field),
+  description: violation.message,
+  // google.rpc.BadRequest wants [A-Z][A-Z0-9_]+: `string.min_len` becomes STRING_MIN_LEN.
+  reason: violation.ruleId.toUpperCase().replace(/[^A-Z0-9]+/g, "_"),
+});
+
+/** Decodes a request and checks the rules of its proto. Throws RpcError INVALID_ARGUMENT, with a BadRequest for broken rules. */
+export const parseRequest = <D extends DescMessage>(desc: D, bytes: Uint8Array): MessageShape<D> => {
+  let message: MessageShape<D>;
+  try {
+    message = fromBinary(desc, bytes);
+  } catch (cause) {
+    throw new RpcError(
+      { status: "INVALID_ARGUMENT", reason: "MALFORMED_REQUEST", message: `not a ${desc.typeName}` },
+      { cause },
+    );
+  }
+  const result = validator.validate(desc, message);
+  if (result.kind === "error") throw result.error;
+  if (result.kind === "invalid") {
+    const fieldViolations = result.violations.slice(0, maxFieldViolations).map(fieldViolation);
+    const named = fieldViolations.map((v) => (v.field ? `${v.field}: ${v.description}` : v.description));
+    const message = `invalid request: ${named.slice(0, 3).join("; ")}`;
+    throw new RpcError({ status: "INVALID_ARGUMENT", reason: "INVALID_REQUEST", message, fieldViolations });
+  }
+  return message;
+};
+
+/** Encodes what a handler answered, which may be a plain init object. Throws on what does not fit the descriptor. */
+export const encodeResponse = (desc: DescMessage, response: unknown): Buffer =>
+  bufferOf(toBinary(desc, create(desc, response as Record<string, unknown>)));
