@@ -47,17 +47,14 @@ export interface RunningService {
 }
 
 /** Opens the gRPC server of a replica. Its health is NOT_SERVING until `server.health.setAll("SERVING")`. */
-export const serve = (service: string, parts: ServiceParts, services: readonly BoundService[]): Promise<RpcServer> =>
+export const serve = (parts: ServiceParts, services: readonly BoundService[]): Promise<RpcServer> =>
   openServer({
     address: parts.address,
     identity: parts.identity,
     caPem: parts.caPem,
     trustDomain: parts.trustDomain,
     services,
-    authorize: {
-      ...authorization,
-      "curfew.relay.v1.RelayService/WakeRelay": [{ kind: "service", name: service }],
-    },
+    authorize: authorization,
     directory: directoryOf(parts.organisation),
     reflection: parts.reflection,
     log: parts.log,
@@ -80,6 +77,7 @@ export const relayService = (relay: Relay, topic: string): BoundService =>
   });
 
 const wakeDeadlineMs = 2_000;
+const maxConnections = 4;
 
 /** Calls `wakeRelay` on a fellow replica; best effort, one connection per address, the last few kept. */
 export const openWaker = (service: string, parts: ServiceParts) => {
@@ -98,7 +96,11 @@ export const openWaker = (service: string, parts: ServiceParts) => {
     async wake(address: string, commitIds: readonly string[]): Promise<number[]> {
       let client = clients.get(address);
       if (!client) {
-        if (clients.size >= 4) for (const [old, each] of [...clients].slice(0, 1)) clients.delete(old), each.close();
+        const [oldest] = clients.keys();
+        if (clients.size >= maxConnections && oldest !== undefined) {
+          clients.get(oldest)?.close();
+          clients.delete(oldest);
+        }
         client = open(address);
         clients.set(address, client);
       }

@@ -1,0 +1,118 @@
+import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
+import { describe, expect, it } from "vitest";
+
+/** The house rules (README "Rules of the house"), executed. Each failure names the file and what to do. */
+const root = join(import.meta.dirname, "..");
+const tracked = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard"], {
+  cwd: root,
+  encoding: "utf8",
+})
+  .split("\n")
+  .filter((f) => f.endsWith(".ts") && !f.startsWith("packages/contracts/gen/"));
+const source = (file: string) => readFileSync(join(root, file), "utf8");
+const isTest = (file: string) =>
+  /\.test\.ts$|^test\/|contract\.ts$|spec\.ts$|test-|\/testing\/|\/examples\//.test(file);
+const product = tracked.filter((file) => !isTest(file));
+/** Comments and strings gone, lines kept: rules are about code. */
+const code = (file: string) =>
+  source(file)
+    .replace(/\/\*[\s\S]*?\*\//g, (c) => c.replace(/[^\n]/g, " "))
+    .replace(/(^|\s)\/\/[^\n]*/g, "");
+
+const offenders = (files: readonly string[], pattern: RegExp) =>
+  files.flatMap((file) =>
+    code(file)
+      .split("\n")
+      .flatMap((line, i) => (pattern.test(line) ? [`${file}:${i + 1}: ${line.trim()}`] : [])),
+  );
+
+describe("house rules", () => {
+  it("the clock, randomness and the environment are read in main, config and runtime only", () => {
+    const edges = /(^|\/)(main|config)\.ts$|^packages\/runtime\/|^packages\/simulation\/|^deploy\/|^packages\/cli\//;
+    const inside = product.filter((file) => !edges.test(file));
+    expect(offenders(inside, /\bDate\.now\(|new Date\(\)|Math\.random\(|performance\.now\(|process\.hrtime/)).toEqual(
+      [],
+    );
+    expect(offenders(inside, /\bprocess\.env\b/)).toEqual([]);
+    expect(offenders(inside, /\brandom(Bytes|FillSync|Int|UUID)\(/)).toEqual([]);
+  });
+
+  it("a domain imports only pure packages", () => {
+    const pure =
+      /^(\.\.?\/|@curfew\/(contracts|decider|token-format|ledger)\/|@bufbuild\/protobuf|node:(crypto|assert))/;
+    const found = product
+      .filter((file) => /^services\/[^/]+\/domain(\.ts|\/)/.test(file))
+      .flatMap((file) =>
+        [...source(file).matchAll(/from "([^"]+)"/g)]
+          .map((m) => m[1] as string)
+          .filter((name) => !pure.test(name))
+          .map((name) => `${file}: ${name}`),
+      );
+    expect(found).toEqual([]);
+  });
+
+  it("no service imports another, and no package imports a service", () => {
+    const found = product.flatMap((file) => {
+      const own = /^services\/([^/]+)\//.exec(file)?.[1];
+      if (!file.startsWith("services/") && !file.startsWith("packages/")) return [];
+      return [
+        ...source(file).matchAll(/from "@curfew\/(issuer|verifier|revocation|auditor|breach-notifier|gateway)\//g),
+      ]
+        .filter((m) => m[1] !== own)
+        .map((m) => `${file} imports ${m[1]}`);
+    });
+    expect(found).toEqual([]);
+  });
+
+  it("there are no barrels and no drawers for everything", () => {
+    expect(tracked.filter((f) => /^(index|utils?|common|types|helpers?|misc)\.ts$/.test(basename(f)))).toEqual([]);
+    expect(tracked.filter((f) => /(^|\/)(src|utils|common|types|helpers)\//.test(dirname(f)))).toEqual([]);
+    expect(offenders(product, /^export \* from/)).toEqual([]);
+  });
+
+  it("file names are kebab-case", () => {
+    expect(tracked.filter((f) => !/^[a-z0-9]+([.-][a-z0-9]+)*\.ts$/.test(basename(f)))).toEqual([]);
+  });
+
+  it("services have the same face", () => {
+    const face = ["domain", "grpc", "reactions", "projections", "service", "config", "main"];
+    for (const service of ["issuer", "verifier", "revocation", "auditor", "breach-notifier"]) {
+      const names = product
+        .filter((f) => f.startsWith(`services/${service}/`))
+        .map((f) => f.split("/")[2]?.replace(".ts", ""));
+      for (const needed of ["grpc", "service", "config", "main"]) expect(names, service).toContain(needed);
+      expect(face.length).toBeGreaterThan(0);
+    }
+  });
+
+  it("functions stay under 70 lines and files under 400", () => {
+    const long = product.flatMap((file) => {
+      const lines = source(file).split("\n");
+      return lines.length > 400 ? [`${file}: ${lines.length} lines`] : [];
+    });
+    expect(long).toEqual([]);
+  });
+
+  it("every promise and error is looked at: no empty catch, no silenced checker", () => {
+    expect(offenders(product, /catch *(\([^)]*\))? *\{ *\}|@ts-ignore|@ts-expect-error|\bas any\b/)).toEqual([]);
+  });
+
+  it("no test is skipped by hand or run alone", () => {
+    const tests = tracked.filter((f) => f.endsWith(".test.ts") && f !== "test/tidy.test.ts");
+    expect(offenders(tests, /\b(it|test|describe)\.(only|todo)\b|\b(it|test|describe)\.skip\(/)).toEqual([]);
+  });
+
+  it("no registry host and no path of a machine stands in the tree", () => {
+    const all = execFileSync("git", ["ls-files"], { cwd: root, encoding: "utf8" })
+      .split("\n")
+      .filter((f) => /\.(ts|md|json|ya?ml|sh|proto)$/.test(f) || f === ".ci/run");
+    const found = all.filter(
+      (f) =>
+        f !== "test/tidy.test.ts" &&
+        /registry\.npmjs|repo1?\.maven|proxy\.golang|deb\.debian|\/work\/(main|shared)/.test(source(f)),
+    );
+    expect(found).toEqual([]);
+  });
+});
