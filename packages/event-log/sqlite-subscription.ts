@@ -1,0 +1,140 @@
+import { StoreUnavailable } from "@curfew/document-store/port.ts";
+import type { SqlResult, Statement } from "@curfew/document-store/sqlite-job.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import type { InRecord, SubscribeOptions, Subscription } from "./bus.ts";
+
+const maxReadRecords = 1000;
+const maxReadBytes = 4 * 2 ** 20;
+/** The file has not been readable for this long: the subscription has failed. */
+const maxStallMs = 30_000;
+const firstBackoffMs = 100;
+const maxBackoffMs = 1000;
+
+/** What a subscription needs of its bus. */
+export interface Feed {
+  readonly clock: Clock;
+  /** Offset after the last committed record. */
+  end(topic: string, partition: number): number;
+  /** Rejects with StoreUnavailable during an outage. */
+  query(...statement: Statement): Promise<SqlResult>;
+}
+
+interface Lane {
+  readonly topic: string;
+  readonly partition: number;
+  position: number;
+}
+
+/** Reads each partition from its position to the committed end, in turn, one call of `onRecords` at a time; then waits for `wake`. */
+export class SqliteSubscription implements Subscription {
+  readonly failed: Promise<never>;
+  readonly #feed: Feed;
+  readonly #options: SubscribeOptions;
+  readonly #lanes: readonly Lane[];
+  readonly #closing = new AbortController();
+  readonly #running: Promise<void>;
+  #woken = Promise.withResolvers<void>();
+
+  constructor(feed: Feed, options: SubscribeOptions, lanes: readonly Lane[], ended: () => void) {
+    this.#feed = feed;
+    this.#options = options;
+    this.#lanes = lanes;
+    const failed = Promise.withResolvers<never>();
+    this.failed = failed.promise;
+    // Whoever looks at it sees it; whoever does not is not ended by it.
+    this.failed.catch(() => {});
+    this.#running = this.#run().catch(failed.reject).finally(ended);
+  }
+
+  /** Something was committed. */
+  wake(): void {
+    this.#woken.resolve();
+  }
+
+  async close(): Promise<void> {
+    this.#closing.abort();
+    this.wake();
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    // Not within `subscribe`: its caller has the subscription first.
+    await Promise.resolve();
+    for (const { topic, partition, position } of this.#lanes) {
+      const end = this.#feed.end(topic, partition);
+      if (Number.isSafeInteger(position) && position >= 0 && position <= end) continue;
+      throw new RangeError(`${topic}/${partition} has no offset ${position}: it ends at ${end}`);
+    }
+    while (!this.#closing.signal.aborted) {
+      // Renewed before looking: a commit that comes while we look is not missed.
+      this.#woken = Promise.withResolvers<void>();
+      if (!(await this.#round())) await this.#woken.promise;
+    }
+  }
+
+  /** One read of each partition that has more; false when none had. */
+  async #round(): Promise<boolean> {
+    let progress = false;
+    for (const lane of this.#lanes) {
+      if (lane.position >= this.#feed.end(lane.topic, lane.partition)) continue;
+      const records = await this.#read(lane);
+      if (this.#closing.signal.aborted) return true;
+      await this.#options.onRecords(records);
+      lane.position += records.length;
+      progress = true;
+    }
+    return progress;
+  }
+
+  async #read(lane: Lane): Promise<InRecord[]> {
+    const { topic, partition, position } = lane;
+    const { clock } = this.#feed;
+    const sinceMs = clock.monotonicMs();
+    for (let backoffMs = firstBackoffMs; ; backoffMs = Math.min(2 * backoffMs, maxBackoffMs)) {
+      try {
+        const { rows } = await this.#feed.query(
+          batch,
+          topic,
+          partition,
+          position,
+          position,
+          topic,
+          partition,
+          position,
+        );
+        const records = rows.map((row) => parseRow(topic, partition, row));
+        if (records.length === 0 || records.some((record, i) => record.offset !== position + i))
+          throw new RangeError(`${topic}/${partition} has no offset ${position}`);
+        return records;
+      } catch (error) {
+        if (!(error instanceof StoreUnavailable)) throw error;
+        if (this.#closing.signal.aborted) return [];
+        if (clock.monotonicMs() - sinceMs > maxStallMs) throw error;
+        await clock.sleep(backoffMs, this.#closing.signal);
+      }
+    }
+  }
+}
+
+/** Offsets are dense, so the number of records that fit is also the length of their range; sizes are read without their values. */
+const batch = `SELECT offset, timestamp_ms, key, headers, value FROM records
+  WHERE topic = ? AND partition = ? AND offset >= ? AND offset < ? + (
+    SELECT max(1, count(*)) FROM (
+      SELECT sum(size) OVER (ORDER BY offset) AS total FROM (
+        SELECT offset, length(key) + length(headers) + length(value) AS size FROM records
+        WHERE topic = ? AND partition = ? AND offset >= ? ORDER BY offset LIMIT ${maxReadRecords}))
+    WHERE total <= ${maxReadBytes})
+  ORDER BY offset`;
+
+const parseRow = (topic: string, partition: number, row: SqlResult["rows"][number]): InRecord => {
+  const [offset, timestampMs, key, headers, value] = row;
+  return {
+    topic,
+    partition,
+    offset: Number(offset),
+    timestampMs: Number(timestampMs),
+    key: String(key),
+    headers: JSON.parse(String(headers)) as [string, string][],
+    value: value as Uint8Array,
+  };
+};
