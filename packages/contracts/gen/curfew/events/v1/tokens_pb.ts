@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file curfew/events/v1/tokens.proto.
  */
 export const file_curfew_events_v1_tokens: GenFile = /*@__PURE__*/
-  fileDesc("Ch1jdXJmZXcvZXZlbnRzL3YxL3Rva2Vucy5wcm90bxIQY3VyZmV3LmV2ZW50cy52MSJzCg9Qb2xpY3lQdWJsaXNoZWQSDgoGcG9saWN5GAEgASgJEg8KB3ZlcnNpb24YAiABKAUSEAoIZG9jdW1lbnQYAyABKAkSLQoMcHVibGlzaGVkX2J5GAQgASgLMhcuY3VyZmV3LmV2ZW50cy52MS5BY3RvciJICg1LZXlSZWdpc3RlcmVkEg8KB3N1YmplY3QYASABKAkSEgoKcHVibGljX2tleRgCIAEoDBISCgprZXlfc2hhMjU2GAMgASgMIqMBCg9JZGVudGl0eUNyZWF0ZWQSEQoJc3BpZmZlX2lkGAEgASgJEh4KFmNlcnRpZmljYXRlX3RodW1icHJpbnQYAiABKAkSLQoJbm90X2FmdGVyGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpjcmVhdGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCLoAQoKR2VuZXJhdGlvbhIOCgZudW1iZXIYASABKAUSKAoGZGlnZXN0GAIgASgLMhguY3VyZmV3LmV2ZW50cy52MS5EaWdlc3QSLgoKbm90X2JlZm9yZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKZXhwaXJlc19hdBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZGVsaXZlcnkYBSABKA4yGi5jdXJmZXcuZXZlbnRzLnYxLkRlbGl2ZXJ5EhIKCmtleV9zaGEyNTYYBiABKAwivgIKC1Rva2VuSXNzdWVkEhAKCHRva2VuX2lkGAEgASgJEg8KB3N1YmplY3QYAiABKAkSJgoFZ3JhbnQYAyABKAsyFy5jdXJmZXcuZXZlbnRzLnYxLkdyYW50Eg4KBnBvbGljeRgEIAEoCRIWCg5wb2xpY3lfdmVyc2lvbhgFIAEoBRITCgtwb2xpY3lfcnVsZRgGIAEoCRIwCgpnZW5lcmF0aW9uGAcgASgLMhwuY3VyZmV3LmV2ZW50cy52MS5HZW5lcmF0aW9uEjYKEmxpbmVhZ2VfZXhwaXJlc19hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJYW5jZXN0b3JzGAkgAygJEioKCWlzc3VlZF9ieRgKIAEoCzIXLmN1cmZldy5ldmVudHMudjEuQWN0b3IigwIKDFRva2VuUm90YXRlZBIQCgh0b2tlbl9pZBgBIAEoCRIwCgpnZW5lcmF0aW9uGAIgASgLMhwuY3VyZmV3LmV2ZW50cy52MS5HZW5lcmF0aW9uEjQKEHByZXZpb3VzX2VuZHNfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg4KBnBvbGljeRgEIAEoCRIWCg5wb2xpY3lfdmVyc2lvbhgFIAEoBRITCgtwb2xpY3lfcnVsZRgGIAEoCRIrCgpyb3RhdGVkX2J5GAcgASgLMhcuY3VyZmV3LmV2ZW50cy52MS5BY3RvchIPCgdzdWJqZWN0GAggASgJIjcKD1NlY3JldENvbGxlY3RlZBIQCgh0b2tlbl9pZBgBIAEoCRISCgpnZW5lcmF0aW9uGAIgASgFImkKEVNlY3JldFVuY29sbGVjdGVkEhAKCHRva2VuX2lkGAEgASgJEhIKCmdlbmVyYXRpb24YAiABKAUSLgoKZXhwaXJlc19hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiggEKDFRva2VuRXhwaXJlZBIQCgh0b2tlbl9pZBgBIAEoCRIuCgpleHBpcmVkX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIwCgxsYXN0X3VzZWRfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wYgZwcm90bzM", [file_curfew_events_v1_common, file_google_protobuf_timestamp]);
+  fileDesc("Ch1jdXJmZXcvZXZlbnRzL3YxL3Rva2Vucy5wcm90bxIQY3VyZmV3LmV2ZW50cy52MSKeAQoPUG9saWN5UHVibGlzaGVkEg4KBnBvbGljeRgBIAEoCRIPCgd2ZXJzaW9uGAIgASgFEhAKCGRvY3VtZW50GAMgASgJEi0KDHB1Ymxpc2hlZF9ieRgEIAEoCzIXLmN1cmZldy5ldmVudHMudjEuQWN0b3ISEwoLcmVxdWVzdF9rZXkYZCABKAkSFAoMcmVxdWVzdF9oYXNoGGUgASgJInMKDUtleVJlZ2lzdGVyZWQSDwoHc3ViamVjdBgBIAEoCRISCgpwdWJsaWNfa2V5GAIgASgMEhIKCmtleV9zaGEyNTYYAyABKAwSEwoLcmVxdWVzdF9rZXkYZCABKAkSFAoMcmVxdWVzdF9oYXNoGGUgASgJIqMBCg9JZGVudGl0eUNyZWF0ZWQSEQoJc3BpZmZlX2lkGAEgASgJEh4KFmNlcnRpZmljYXRlX3RodW1icHJpbnQYAiABKAkSLQoJbm90X2FmdGVyGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpjcmVhdGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCLoAQoKR2VuZXJhdGlvbhIOCgZudW1iZXIYASABKAUSKAoGZGlnZXN0GAIgASgLMhguY3VyZmV3LmV2ZW50cy52MS5EaWdlc3QSLgoKbm90X2JlZm9yZRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLgoKZXhwaXJlc19hdBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZGVsaXZlcnkYBSABKA4yGi5jdXJmZXcuZXZlbnRzLnYxLkRlbGl2ZXJ5EhIKCmtleV9zaGEyNTYYBiABKAwi6QIKC1Rva2VuSXNzdWVkEhAKCHRva2VuX2lkGAEgASgJEg8KB3N1YmplY3QYAiABKAkSJgoFZ3JhbnQYAyABKAsyFy5jdXJmZXcuZXZlbnRzLnYxLkdyYW50Eg4KBnBvbGljeRgEIAEoCRIWCg5wb2xpY3lfdmVyc2lvbhgFIAEoBRITCgtwb2xpY3lfcnVsZRgGIAEoCRIwCgpnZW5lcmF0aW9uGAcgASgLMhwuY3VyZmV3LmV2ZW50cy52MS5HZW5lcmF0aW9uEjYKEmxpbmVhZ2VfZXhwaXJlc19hdBgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEQoJYW5jZXN0b3JzGAkgAygJEioKCWlzc3VlZF9ieRgKIAEoCzIXLmN1cmZldy5ldmVudHMudjEuQWN0b3ISEwoLcmVxdWVzdF9rZXkYZCABKAkSFAoMcmVxdWVzdF9oYXNoGGUgASgJIq4CCgxUb2tlblJvdGF0ZWQSEAoIdG9rZW5faWQYASABKAkSMAoKZ2VuZXJhdGlvbhgCIAEoCzIcLmN1cmZldy5ldmVudHMudjEuR2VuZXJhdGlvbhI0ChBwcmV2aW91c19lbmRzX2F0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZwb2xpY3kYBCABKAkSFgoOcG9saWN5X3ZlcnNpb24YBSABKAUSEwoLcG9saWN5X3J1bGUYBiABKAkSKwoKcm90YXRlZF9ieRgHIAEoCzIXLmN1cmZldy5ldmVudHMudjEuQWN0b3ISDwoHc3ViamVjdBgIIAEoCRITCgtyZXF1ZXN0X2tleRhkIAEoCRIUCgxyZXF1ZXN0X2hhc2gYZSABKAkiNwoPU2VjcmV0Q29sbGVjdGVkEhAKCHRva2VuX2lkGAEgASgJEhIKCmdlbmVyYXRpb24YAiABKAUiaQoRU2VjcmV0VW5jb2xsZWN0ZWQSEAoIdG9rZW5faWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBRIuCgpleHBpcmVzX2F0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCKCAQoMVG9rZW5FeHBpcmVkEhAKCHRva2VuX2lkGAEgASgJEi4KCmV4cGlyZWRfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjAKDGxhc3RfdXNlZF9hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBiBnByb3RvMw", [file_curfew_events_v1_common, file_google_protobuf_timestamp]);
 
 /**
  * A version of a policy is in force from this record on.
@@ -51,6 +51,20 @@ export type PolicyPublished = Message<"curfew.events.v1.PolicyPublished"> & {
    * @generated from field: curfew.events.v1.Actor published_by = 4;
    */
   publishedBy?: Actor | undefined;
+
+  /**
+   * Key of the request that led here, hex: who asked what method under what request id.
+   *
+   * @generated from field: string request_key = 100;
+   */
+  requestKey: string;
+
+  /**
+   * SHA-256 of that request, hex; the same key with another one is refused.
+   *
+   * @generated from field: string request_hash = 101;
+   */
+  requestHash: string;
 };
 
 /**
@@ -86,6 +100,20 @@ export type KeyRegistered = Message<"curfew.events.v1.KeyRegistered"> & {
    * @generated from field: bytes key_sha256 = 3;
    */
   keySha256: Uint8Array;
+
+  /**
+   * Key of the request that led here, hex: who asked what method under what request id.
+   *
+   * @generated from field: string request_key = 100;
+   */
+  requestKey: string;
+
+  /**
+   * SHA-256 of that request, hex; the same key with another one is refused.
+   *
+   * @generated from field: string request_hash = 101;
+   */
+  requestHash: string;
 };
 
 /**
@@ -268,6 +296,20 @@ export type TokenIssued = Message<"curfew.events.v1.TokenIssued"> & {
    * @generated from field: curfew.events.v1.Actor issued_by = 10;
    */
   issuedBy?: Actor | undefined;
+
+  /**
+   * Key of the request that led here, hex: who asked what method under what request id.
+   *
+   * @generated from field: string request_key = 100;
+   */
+  requestKey: string;
+
+  /**
+   * SHA-256 of that request, hex; the same key with another one is refused.
+   *
+   * @generated from field: string request_hash = 101;
+   */
+  requestHash: string;
 };
 
 /**
@@ -338,6 +380,20 @@ export type TokenRotated = Message<"curfew.events.v1.TokenRotated"> & {
    * @generated from field: string subject = 8;
    */
   subject: string;
+
+  /**
+   * Key of the request that led here, hex; empty when the issuer rotated by the clock.
+   *
+   * @generated from field: string request_key = 100;
+   */
+  requestKey: string;
+
+  /**
+   * SHA-256 of that request, hex; the same key with another one is refused.
+   *
+   * @generated from field: string request_hash = 101;
+   */
+  requestHash: string;
 };
 
 /**
