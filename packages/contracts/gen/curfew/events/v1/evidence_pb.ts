@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file curfew/events/v1/evidence.proto.
  */
 export const file_curfew_events_v1_evidence: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2V2aWRlbmNlLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIq8BChBFdmlkZW5jZUdhcEZvdW5kEhAKCHByb2R1Y2VyGAEgASgJEikKBWNhdXNlGAIgASgOMhouY3VyZmV3LmV2ZW50cy52MS5HYXBDYXVzZRIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SGQoRZXhwZWN0ZWRfc2VxdWVuY2UYBCABKAMSFQoNc2Vlbl9zZXF1ZW5jZRgFIAEoAyqHAQoIR2FwQ2F1c2USGQoVR0FQX0NBVVNFX1VOU1BFQ0lGSUVEEAASEgoOR0FQX0NBVVNFX0hPTEUQARISCg5HQVBfQ0FVU0VfRk9SSxACEh4KGkdBUF9DQVVTRV9VTktOT1dOX1BST0RVQ0VSEAMSGAoUR0FQX0NBVVNFX1NUUkVBTV9HQVAQBGIGcHJvdG8z", [file_curfew_events_v1_common]);
+  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2V2aWRlbmNlLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIq8BChBFdmlkZW5jZUdhcEZvdW5kEhAKCHByb2R1Y2VyGAEgASgJEikKBWNhdXNlGAIgASgOMhouY3VyZmV3LmV2ZW50cy52MS5HYXBDYXVzZRIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SGQoRZXhwZWN0ZWRfc2VxdWVuY2UYBCABKAMSFQoNc2Vlbl9zZXF1ZW5jZRgFIAEoAyq6AQoIR2FwQ2F1c2USGQoVR0FQX0NBVVNFX1VOU1BFQ0lGSUVEEAASEgoOR0FQX0NBVVNFX0hPTEUQARISCg5HQVBfQ0FVU0VfRk9SSxACEh4KGkdBUF9DQVVTRV9VTktOT1dOX1BST0RVQ0VSEAMSGAoUR0FQX0NBVVNFX1NUUkVBTV9HQVAQBBIZChVHQVBfQ0FVU0VfT0ZGU0VUX0pVTVAQBRIWChJHQVBfQ0FVU0VfT1ZFUlNJWkUQBmIGcHJvdG8z", [file_curfew_events_v1_common]);
 
 /**
  * Something that was produced is not there, or something is there that nobody produced.
@@ -105,6 +105,20 @@ export const GapCause = {
    * @generated from enum value: GAP_CAUSE_STREAM_GAP = 4;
    */
   STREAM_GAP: 4,
+
+  /**
+   * A partition's offsets jump: the expected and the seen number are offsets. Alone it proves nothing.
+   *
+   * @generated from enum value: GAP_CAUSE_OFFSET_JUMP = 5;
+   */
+  OFFSET_JUMP: 5,
+
+  /**
+   * A record larger than a leaf may be: only its hash is sealed.
+   *
+   * @generated from enum value: GAP_CAUSE_OVERSIZE = 6;
+   */
+  OVERSIZE: 6,
 } as const;
 
 /**

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file curfew/ledger/v1/entry.proto.
  */
 export const file_curfew_ledger_v1_entry: GenFile = /*@__PURE__*/
-  fileDesc("ChxjdXJmZXcvbGVkZ2VyL3YxL2VudHJ5LnByb3RvEhBjdXJmZXcubGVkZ2VyLnYxItsBCgtMZWRnZXJFbnRyeRIOCgZmb3JtYXQYASABKA0SDQoFdG9waWMYAiABKAkSEQoJcGFydGl0aW9uGAMgASgFEg4KBm9mZnNldBgEIAEoAxIUCgx0aW1lc3RhbXBfbXMYBSABKAMSCwoDa2V5GAYgASgJEikKB2hlYWRlcnMYByADKAsyGC5jdXJmZXcubGVkZ2VyLnYxLkhlYWRlchINCgV2YWx1ZRgIIAEoDBItCglzZWFsZWRfYXQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIiUKBkhlYWRlchIMCgRuYW1lGAEgASgJEg0KBXZhbHVlGAIgASgJYgZwcm90bzM", [file_google_protobuf_timestamp]);
+  fileDesc("ChxjdXJmZXcvbGVkZ2VyL3YxL2VudHJ5LnByb3RvEhBjdXJmZXcubGVkZ2VyLnYxIvIBCgtMZWRnZXJFbnRyeRIOCgZmb3JtYXQYASABKA0SDQoFdG9waWMYAiABKAkSEQoJcGFydGl0aW9uGAMgASgFEg4KBm9mZnNldBgEIAEoAxIUCgx0aW1lc3RhbXBfbXMYBSABKAMSCwoDa2V5GAYgASgJEikKB2hlYWRlcnMYByADKAsyGC5jdXJmZXcubGVkZ2VyLnYxLkhlYWRlchINCgV2YWx1ZRgIIAEoDBItCglzZWFsZWRfYXQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDXJlY29yZF9zaGEyNTYYCiABKAwiJQoGSGVhZGVyEgwKBG5hbWUYASABKAkSDQoFdmFsdWUYAiABKAliBnByb3RvMw", [file_google_protobuf_timestamp]);
 
 /**
  * One record of one topic as it was sealed. Written once, never serialised again: the stored bytes are hashed.
@@ -84,6 +84,14 @@ export type LedgerEntry = Message<"curfew.ledger.v1.LedgerEntry"> & {
    * @generated from field: google.protobuf.Timestamp sealed_at = 9;
    */
   sealedAt?: Timestamp | undefined;
+
+  /**
+   * Only where the record is larger than a leaf may be (our producers refuse it, so it is somebody else's): SHA-256 over the whole
+   * record as in curfew-prev. Key, headers and value are then absent.
+   *
+   * @generated from field: bytes record_sha256 = 10;
+   */
+  recordSha256: Uint8Array;
 };
 
 /**
