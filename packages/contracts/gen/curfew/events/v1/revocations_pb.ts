@@ -16,7 +16,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file curfew/events/v1/revocations.proto.
  */
 export const file_curfew_events_v1_revocations: GenFile = /*@__PURE__*/
-  fileDesc("CiJjdXJmZXcvZXZlbnRzL3YxL3Jldm9jYXRpb25zLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIrEBCgxUb2tlblJldm9rZWQSEAoIdG9rZW5faWQYASABKAkSMgoGcmVhc29uGAIgASgOMiIuY3VyZmV3LmV2ZW50cy52MS5SZXZvY2F0aW9uUmVhc29uEisKCnJldm9rZWRfYnkYAyABKAsyFy5jdXJmZXcuZXZlbnRzLnYxLkFjdG9yEi4KCnJldm9rZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wInEKDExlYWtTaWdodGluZxIMCgRraW5kGAEgASgJEhAKCGxvY2F0aW9uGAIgASgJEg4KBnB1YmxpYxgDIAEoCBIxCg1leHBvc2VkX3NpbmNlGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCLeAQoMTGVha1JlcG9ydGVkEhAKCHRva2VuX2lkGAEgASgJEhIKCmdlbmVyYXRpb24YAiABKAUSFwoPZ2VuZXJhdGlvbl9saXZlGAMgASgIEjAKCHNpZ2h0aW5nGAQgASgLMh4uY3VyZmV3LmV2ZW50cy52MS5MZWFrU2lnaHRpbmcSLAoLcmVwb3J0ZWRfYnkYBSABKAsyFy5jdXJmZXcuZXZlbnRzLnYxLkFjdG9yEi8KC3JlcG9ydGVkX2F0GAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJoChBTZWNyZXRJZGVudGlmaWVkEhAKCHRva2VuX2lkGAEgASgJEhIKCmdlbmVyYXRpb24YAiABKAUSLgoNaWRlbnRpZmllZF9ieRgDIAEoCzIXLmN1cmZldy5ldmVudHMudjEuQWN0b3IiqgEKFlJldm9jYXRpb25BY2tub3dsZWRnZWQSEAoIaW5zdGFuY2UYASABKAkSHAoUcmV2b2NhdGlvbl9ldmVudF9pZHMYAiADKAkSLwoLcmVjZWl2ZWRfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KDGNsb2NrX29mZnNldBgEIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiLVAQoTUmV2b2NhdGlvbkVmZmVjdGl2ZRIQCgh0b2tlbl9pZBgBIAEoCRIbChNyZXZvY2F0aW9uX2V2ZW50X2lkGAIgASgJEjAKDGVmZmVjdGl2ZV9hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASFAoMYWNrbm93bGVkZ2VkGAQgASgFEg4KBmxhcHNlZBgFIAEoBRI3ChRsYXJnZXN0X2Nsb2NrX29mZnNldBgGIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiKPAQoPVXNlUmVwb3J0aW5nR2FwEhAKCGluc3RhbmNlGAEgASgJEhgKEHJlc291cmNlX3NlcnZpY2UYAiABKAkSKAoEZnJvbRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASJgoCdG8YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wKvkBChBSZXZvY2F0aW9uUmVhc29uEiEKHVJFVk9DQVRJT05fUkVBU09OX1VOU1BFQ0lGSUVEEAASHAoYUkVWT0NBVElPTl9SRUFTT05fTEVBS0VEEAESIQodUkVWT0NBVElPTl9SRUFTT05fQ09NUFJPTUlTRUQQAhIgChxSRVZPQ0FUSU9OX1JFQVNPTl9TVVBFUlNFREVEEAMSIAocUkVWT0NBVElPTl9SRUFTT05fT0ZGQk9BUkRFRBAEEhwKGFJFVk9DQVRJT05fUkVBU09OX1BPTElDWRAFEh8KG1JFVk9DQVRJT05fUkVBU09OX1JFUVVFU1RFRBAGYgZwcm90bzM", [file_curfew_events_v1_common, file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("CiJjdXJmZXcvZXZlbnRzL3YxL3Jldm9jYXRpb25zLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxItwBCgxUb2tlblJldm9rZWQSEAoIdG9rZW5faWQYASABKAkSMgoGcmVhc29uGAIgASgOMiIuY3VyZmV3LmV2ZW50cy52MS5SZXZvY2F0aW9uUmVhc29uEisKCnJldm9rZWRfYnkYAyABKAsyFy5jdXJmZXcuZXZlbnRzLnYxLkFjdG9yEi4KCnJldm9rZWRfYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhMKC3JlcXVlc3Rfa2V5GGQgASgJEhQKDHJlcXVlc3RfaGFzaBhlIAEoCSJxCgxMZWFrU2lnaHRpbmcSDAoEa2luZBgBIAEoCRIQCghsb2NhdGlvbhgCIAEoCRIOCgZwdWJsaWMYAyABKAgSMQoNZXhwb3NlZF9zaW5jZRgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiiQIKDExlYWtSZXBvcnRlZBIQCgh0b2tlbl9pZBgBIAEoCRISCgpnZW5lcmF0aW9uGAIgASgFEhcKD2dlbmVyYXRpb25fbGl2ZRgDIAEoCBIwCghzaWdodGluZxgEIAEoCzIeLmN1cmZldy5ldmVudHMudjEuTGVha1NpZ2h0aW5nEiwKC3JlcG9ydGVkX2J5GAUgASgLMhcuY3VyZmV3LmV2ZW50cy52MS5BY3RvchIvCgtyZXBvcnRlZF9hdBgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLcmVxdWVzdF9rZXkYZCABKAkSFAoMcmVxdWVzdF9oYXNoGGUgASgJImgKEFNlY3JldElkZW50aWZpZWQSEAoIdG9rZW5faWQYASABKAkSEgoKZ2VuZXJhdGlvbhgCIAEoBRIuCg1pZGVudGlmaWVkX2J5GAMgASgLMhcuY3VyZmV3LmV2ZW50cy52MS5BY3RvciKqAQoWUmV2b2NhdGlvbkFja25vd2xlZGdlZBIQCghpbnN0YW5jZRgBIAEoCRIcChRyZXZvY2F0aW9uX2V2ZW50X2lkcxgCIAMoCRIvCgtyZWNlaXZlZF9hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLwoMY2xvY2tfb2Zmc2V0GAQgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIpECChNSZXZvY2F0aW9uRWZmZWN0aXZlEhAKCHRva2VuX2lkGAEgASgJEhsKE3Jldm9jYXRpb25fZXZlbnRfaWQYAiABKAkSMAoMZWZmZWN0aXZlX2F0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIUCgxhY2tub3dsZWRnZWQYBCABKAUSDgoGbGFwc2VkGAUgASgFEjcKFGxhcmdlc3RfY2xvY2tfb2Zmc2V0GAYgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjoKEGxhcHNlZF9pbnN0YW5jZXMYByADKAsyIC5jdXJmZXcuZXZlbnRzLnYxLkxhcHNlZEluc3RhbmNlImQKDkxhcHNlZEluc3RhbmNlEhAKCGluc3RhbmNlGAEgASgJEgwKBG5hbWUYAiABKAkSMgoObGVhc2VfZW5kZWRfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIo8BCg9Vc2VSZXBvcnRpbmdHYXASEAoIaW5zdGFuY2UYASABKAkSGAoQcmVzb3VyY2Vfc2VydmljZRgCIAEoCRIoCgRmcm9tGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBImCgJ0bxgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAq+QEKEFJldm9jYXRpb25SZWFzb24SIQodUkVWT0NBVElPTl9SRUFTT05fVU5TUEVDSUZJRUQQABIcChhSRVZPQ0FUSU9OX1JFQVNPTl9MRUFLRUQQARIhCh1SRVZPQ0FUSU9OX1JFQVNPTl9DT01QUk9NSVNFRBACEiAKHFJFVk9DQVRJT05fUkVBU09OX1NVUEVSU0VERUQQAxIgChxSRVZPQ0FUSU9OX1JFQVNPTl9PRkZCT0FSREVEEAQSHAoYUkVWT0NBVElPTl9SRUFTT05fUE9MSUNZEAUSHwobUkVWT0NBVElPTl9SRUFTT05fUkVRVUVTVEVEEAZiBnByb3RvMw", [file_curfew_events_v1_common, file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * A token is dead, with every generation and every token derived from it. Terminal.
@@ -51,6 +51,20 @@ export type TokenRevoked = Message<"curfew.events.v1.TokenRevoked"> & {
    * @generated from field: google.protobuf.Timestamp revoked_at = 4;
    */
   revokedAt?: Timestamp | undefined;
+
+  /**
+   * Key of the request that led here, hex, empty when a LeakReported of the same commit has it: who asked what method under what request id.
+   *
+   * @generated from field: string request_key = 100;
+   */
+  requestKey: string;
+
+  /**
+   * SHA-256 of that request, hex; the same key with another one is refused.
+   *
+   * @generated from field: string request_hash = 101;
+   */
+  requestHash: string;
 };
 
 /**
@@ -149,6 +163,20 @@ export type LeakReported = Message<"curfew.events.v1.LeakReported"> & {
    * @generated from field: google.protobuf.Timestamp reported_at = 6;
    */
   reportedAt?: Timestamp | undefined;
+
+  /**
+   * Key of the request that led here, hex: who asked what method under what request id.
+   *
+   * @generated from field: string request_key = 100;
+   */
+  requestKey: string;
+
+  /**
+   * SHA-256 of that request, hex; the same key with another one is refused.
+   *
+   * @generated from field: string request_hash = 101;
+   */
+  requestHash: string;
 };
 
 /**
@@ -282,6 +310,13 @@ export type RevocationEffective = Message<"curfew.events.v1.RevocationEffective"
    * @generated from field: google.protobuf.Duration largest_clock_offset = 6;
    */
   largestClockOffset?: Duration | undefined;
+
+  /**
+   * Which instances vanished, and when their leases had surely ended; those that acknowledged are named by RevocationAcknowledged.
+   *
+   * @generated from field: repeated curfew.events.v1.LapsedInstance lapsed_instances = 7;
+   */
+  lapsedInstances: LapsedInstance[];
 };
 
 /**
@@ -290,6 +325,41 @@ export type RevocationEffective = Message<"curfew.events.v1.RevocationEffective"
  */
 export const RevocationEffectiveSchema: GenMessage<RevocationEffective> = /*@__PURE__*/
   messageDesc(file_curfew_events_v1_revocations, 5);
+
+/**
+ * An instance that held a lease when a token was revoked, and lost it without having acknowledged.
+ *
+ * @generated from message curfew.events.v1.LapsedInstance
+ */
+export type LapsedInstance = Message<"curfew.events.v1.LapsedInstance"> & {
+  /**
+   * The instance.
+   *
+   * @generated from field: string instance = 1;
+   */
+  instance: string;
+
+  /**
+   * Its caller name, e.g. service/verifier.
+   *
+   * @generated from field: string name = 2;
+   */
+  name: string;
+
+  /**
+   * End of its lease with the largest clock-rate error, by the clock of revocation: it answered nothing after this.
+   *
+   * @generated from field: google.protobuf.Timestamp lease_ended_at = 3;
+   */
+  leaseEndedAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message curfew.events.v1.LapsedInstance.
+ * Use `create(LapsedInstanceSchema)` to create a new message.
+ */
+export const LapsedInstanceSchema: GenMessage<LapsedInstance> = /*@__PURE__*/
+  messageDesc(file_curfew_events_v1_revocations, 6);
 
 /**
  * An SDK instance ended without saying that all its uses were reported: uses in this time may be missing from the log.
@@ -331,7 +401,7 @@ export type UseReportingGap = Message<"curfew.events.v1.UseReportingGap"> & {
  * Use `create(UseReportingGapSchema)` to create a new message.
  */
 export const UseReportingGapSchema: GenMessage<UseReportingGap> = /*@__PURE__*/
-  messageDesc(file_curfew_events_v1_revocations, 6);
+  messageDesc(file_curfew_events_v1_revocations, 7);
 
 /**
  * Why a token was ended. Closed set.

@@ -328,7 +328,9 @@ export const WatchRevocationsRequestSchema: GenMessage<WatchRevocationsRequest> 
   messageDesc(file_curfew_revocation_v1_revocation, 8);
 
 /**
- * Who is watching. The lease that follows is durable before it is granted.
+ * Who is watching. The lease that follows is durable before it is granted. What ended in the last 60 s, and every revocation that is not effective yet, is pushed
+ * at once, so a stream that took the place of a broken one within a lease has missed nothing; a watcher that was cut off for longer must not rely on what it
+ * remembers. The instance belongs to the caller that named it first: another one's hello is refused with PERMISSION_DENIED.
  *
  * @generated from message curfew.revocation.v1.WatcherHello
  */
