@@ -168,3 +168,17 @@ it("refuses a file whose topic has another number of partitions", async () => {
   await (await openSqliteBus({ file, epochs, clock, topics: { uses: 3 } })).close();
   await expect(openSqliteBus({ file, epochs, clock, topics: { uses: 2 } })).rejects.toThrow("3 partitions, not 2");
 });
+
+it("dates records by the clock, never backwards within a partition, also over a restart", async () => {
+  const file = join(folderOf(), "bus.db");
+  const epochs = await epochsIn(":memory:");
+  const times: number[] = [];
+  for (const nowMs of [5000, 4000, 6000]) {
+    const bus = await openSqliteBus({ file, epochs, clock: { ...clock, now: () => nowMs }, topics: { uses: 2 } });
+    const producer = await bus.openProducer({ topic: "uses", name: "verifier/1" });
+    await producer.send([textRecord("x")]);
+    times.push((await readAll(bus, "uses")).at(-1)?.timestampMs ?? 0);
+    await bus.close();
+  }
+  expect(times).toEqual([5000, 5000, 6000]);
+});
