@@ -23,6 +23,8 @@ export interface Controller {
   readonly dpo: string;
   /** People whose data is held, per data category; a category that is absent is unknown. */
   readonly population: Readonly<Record<string, number>>;
+  /** Records held, per data category; a category that is absent is unknown. */
+  readonly records: Readonly<Record<string, number>>;
 }
 
 /** A workload that accepts tokens: the audience that they name. */
@@ -94,12 +96,15 @@ const openReader = (problems: string[]) => {
     counts(at: string, value: unknown): Record<string, number> {
       if (value === undefined) return {};
       if (!isObject(value)) {
-        problems.push(`${at}: numbers of people per data category are needed`);
+        problems.push(`${at}: numbers per data category are needed`);
         return {};
       }
       const entries = Object.entries(value).filter(([category, count]) => {
         const fine = namePattern.test(category) && Number.isSafeInteger(count) && (count as number) >= 0;
-        if (!fine) problems.push(`${at}.${category}: a whole number of people is needed`);
+        if (!fine)
+          problems.push(
+            `${at}.${category}: a data category in lower-case letters, digits and hyphens, and a whole number, are needed`,
+          );
         return fine;
       });
       return Object.fromEntries(entries) as Record<string, number>;
@@ -128,43 +133,44 @@ export const parseOrganisation = (yaml: string): Organisation => {
   const read = openReader(problems);
   const controllers = read.rows(
     "controllers",
-    top["controllers"],
-    ["id", "name", "role", "country", "authority", "contact", "dpo", "population"],
+    top.controllers,
+    ["id", "name", "role", "country", "authority", "contact", "dpo", "population", "records"],
     (row, at): Controller => {
-      const role = row["role"] ?? "controller";
+      const role = row.role ?? "controller";
       if (role !== "controller" && role !== "processor") problems.push(`${at}.role: controller or processor`);
       return {
-        id: read.text(`${at}.id`, row["id"], namePattern),
-        name: read.text(`${at}.name`, row["name"]),
+        id: read.text(`${at}.id`, row.id, namePattern),
+        name: read.text(`${at}.name`, row.name),
         role: role as Controller["role"],
-        country: read.text(`${at}.country`, row["country"], undefined, ""),
-        authority: read.text(`${at}.authority`, row["authority"], undefined, ""),
-        contact: read.text(`${at}.contact`, row["contact"], undefined, ""),
-        dpo: read.text(`${at}.dpo`, row["dpo"], undefined, ""),
-        population: read.counts(`${at}.population`, row["population"]),
+        country: read.text(`${at}.country`, row.country, undefined, ""),
+        authority: read.text(`${at}.authority`, row.authority, undefined, ""),
+        contact: read.text(`${at}.contact`, row.contact, undefined, ""),
+        dpo: read.text(`${at}.dpo`, row.dpo, undefined, ""),
+        population: read.counts(`${at}.population`, row.population),
+        records: read.counts(`${at}.records`, row.records),
       };
     },
   );
   const ids = controllers.map((c) => c.id);
   const resourceServices = read.rows(
     "resource_services",
-    top["resource_services"],
+    top.resource_services,
     ["name", "controllers"],
     (row, at) => ({
-      name: read.text(`${at}.name`, row["name"], namePattern),
+      name: read.text(`${at}.name`, row.name, namePattern),
       controllers: read.list(
         `${at}.controllers`,
-        row["controllers"],
+        row.controllers,
         (id): id is string => ids.includes(id),
         "configured controllers",
       ),
     }),
   );
-  const people = read.rows("people", top["people"], ["name", "roles"], (row, at) => ({
-    name: read.text(`${at}.name`, row["name"], namePattern),
+  const people = read.rows("people", top.people, ["name", "roles"], (row, at) => ({
+    name: read.text(`${at}.name`, row.name, namePattern),
     roles: read.list(
       `${at}.roles`,
-      row["roles"],
+      row.roles,
       (role): role is PersonRole => (personRoles as readonly string[]).includes(role),
       `roles (${personRoles.join(", ")})`,
     ),
