@@ -1,0 +1,295 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import {
+  type CachedUseSchema,
+  type CompletedUseSchema,
+  VerifierService,
+} from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import type { RpcChannel } from "@curfew/rpc/channel.ts";
+import { createClient } from "@curfew/rpc/client.ts";
+import { parseRpcError, type RpcFailure } from "@curfew/rpc/errors.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import type { Log } from "@curfew/runtime/log.ts";
+import type { Random } from "@curfew/runtime/random.ts";
+import type { Reported } from "./watch.ts";
+
+/**
+ * Brings the uses of an SDK to the log: in order, in batches, a few at a time, again and again with the same ids until they are
+ * acknowledged. A use holds its place in the bounded buffer until that; without a free place there is no access.
+ */
+
+export type CachedUse = Omit<MessageInitShape<typeof CachedUseSchema>, "$typeName" | "instanceSequence">;
+export type CompletedUse = Omit<MessageInitShape<typeof CompletedUseSchema>, "$typeName">;
+
+export interface ReporterOptions {
+  readonly instance: string;
+  /** To verifiers; the next one is tried when one fails. They stay the caller's to close. */
+  readonly channels: readonly RpcChannel[];
+  readonly clock: Clock;
+  readonly random: Random;
+  readonly log: Pick<Log, "warn" | "error">;
+  /** Places in the buffer; default 10,000. */
+  readonly maxBuffered?: number;
+}
+
+export interface UseReporter {
+  /** Whether one more access, that is its decision and its completion, has a place. */
+  readonly hasRoom: boolean;
+  /** Resolves when there may be room, or at the signal. False at once when too many wait already. */
+  whenRoom(signal: AbortSignal): Promise<boolean>;
+  /** Keeps a place for the completion of an access that begins; `completed` with `last` gives it to that. */
+  begin(): void;
+  decided(use: CachedUse): void;
+  /** A part of what an access touched; `last` ends the access. */
+  completed(use: CompletedUse, last: boolean): void;
+  reported(): Reported;
+  /** Reports what is left and what the accesses under way still touch, at most 5 s; whether that was all. */
+  close(): Promise<boolean>;
+}
+
+const defaultMaxBuffered = 10_000;
+/** Of people that wait to be reported, estimated. */
+const maxBufferedBytes = 64 * 1024 * 1024;
+const maxWaiting = 10_000;
+/** Of each kind in a request. */
+const batchUses = 256;
+/** Of people in a request, estimated; the server takes 1 MiB. */
+const batchBytes = 512 * 1024;
+/** Half of the second that a report may be late: the other half is the report's own. */
+const flushAfterMs = 500;
+const maxInFlight = 4;
+const callDeadlineMs = 10_000;
+const retryBaseMs = 100;
+const retryCapMs = 2_000;
+const closeMs = 5_000;
+
+type Item =
+  | { readonly kind: "cached"; readonly sequence: number; readonly use: CachedUse }
+  | { readonly kind: "completed"; readonly bytes: number; readonly use: CompletedUse };
+
+interface Batch {
+  readonly items: readonly Item[];
+  /** The last instance_sequence in it or before it. */
+  readonly lastSequence: number;
+  acknowledged: boolean;
+}
+
+const personOverheadBytes = 64;
+/** Characters of UTF-8 take at most three bytes a UTF-16 unit. */
+export const estimatedBytes = (people: readonly { readonly value?: string }[]): number =>
+  people.reduce((sum, { value = "" }) => sum + personOverheadBytes + 3 * value.length, 0);
+
+/** Refusals of the content: sending it again would not help. Of the caller as a whole, it may once an administrator has acted. */
+const isRefusal = ({ status, reason }: RpcFailure): boolean =>
+  status === "INVALID_ARGUMENT" || (status === "PERMISSION_DENIED" && reason !== "CALLER_NOT_ALLOWED");
+
+export const openUseReporter = (options: ReporterOptions): UseReporter => new BufferedReporter(options);
+
+class BufferedReporter implements UseReporter {
+  readonly #options: ReporterOptions;
+  readonly #maxBuffered: number;
+  readonly #clients: readonly ReturnType<typeof createClient<typeof VerifierService>>[];
+  readonly #waiting = new Set<() => void>();
+  readonly #givenUp = new AbortController();
+  #items: Item[] = [];
+  /** In the order of their sequences. */
+  #batches: Batch[] = [];
+  #inFlight = 0;
+  /** Items in the buffer or on their way, and places kept for completions. */
+  #places = 0;
+  #bytes = 0;
+  #sequence = 0;
+  #acknowledgedSequence = 0;
+  /** The verifier refused to record something: the log of this instance cannot become whole any more. */
+  #lost: boolean = false;
+  #timer: AbortController | undefined;
+  #scheduled: boolean = false;
+  #due: boolean = false;
+  #closing: boolean = false;
+  #turn = 0;
+  #drained: (() => void) | undefined;
+
+  constructor(options: ReporterOptions) {
+    this.#options = options;
+    this.#maxBuffered = options.maxBuffered ?? defaultMaxBuffered;
+    this.#clients = options.channels.map((channel) => createClient(VerifierService, channel));
+    if (this.#clients.length === 0) throw new RangeError("openUseReporter: at least one channel to a verifier");
+  }
+
+  get hasRoom(): boolean {
+    return this.#places + 2 <= this.#maxBuffered && this.#bytes < maxBufferedBytes;
+  }
+
+  whenRoom(signal: AbortSignal): Promise<boolean> {
+    if (this.#waiting.size >= maxWaiting || signal.aborted) return Promise.resolve(false);
+    return new Promise((resolve) => {
+      const done = () => {
+        this.#waiting.delete(done);
+        signal.removeEventListener("abort", done);
+        resolve(!signal.aborted);
+      };
+      this.#waiting.add(done);
+      signal.addEventListener("abort", done);
+    });
+  }
+
+  begin(): void {
+    this.#places += 1;
+  }
+
+  decided(use: CachedUse): void {
+    this.#places += 1;
+    this.#sequence += 1;
+    this.#add({ kind: "cached", sequence: this.#sequence, use });
+  }
+
+  completed(use: CompletedUse, last: boolean): void {
+    if (!last) this.#places += 1;
+    const bytes = estimatedBytes(use.people ?? []);
+    this.#bytes += bytes;
+    this.#add({ kind: "completed", bytes, use });
+  }
+
+  reported(): Reported {
+    const allReported = !this.#lost && this.#items.length === 0 && this.#inFlight === 0;
+    return { sequence: this.#acknowledgedSequence, allReported };
+  }
+
+  async close(): Promise<boolean> {
+    this.#closing = true;
+    this.#due = true;
+    this.#flush();
+    // Accesses that have begun may still complete.
+    if (this.#places > 0) {
+      const drained = new Promise<void>((resolve) => {
+        this.#drained = resolve;
+      });
+      const over = new AbortController();
+      await Promise.race([drained, this.#options.clock.sleep(closeMs, over.signal)]);
+      over.abort();
+    }
+    const allReported = this.#places === 0 && this.reported().allReported;
+    this.#givenUp.abort();
+    this.#timer?.abort();
+    this.#wake();
+    return allReported;
+  }
+
+  #add(item: Item): void {
+    this.#items.push(item);
+    if (this.#closing || this.#items.length >= batchUses) {
+      if (this.#scheduled) return;
+      this.#scheduled = true;
+      setImmediate(() => {
+        this.#scheduled = false;
+        this.#flush();
+      });
+    } else this.#timer ??= this.#startTimer();
+  }
+
+  /** One timer for all that waits, however many uses come. */
+  #startTimer(): AbortController {
+    const timer = new AbortController();
+    void this.#options.clock.sleep(flushAfterMs, timer.signal).then(() => {
+      this.#timer = undefined;
+      if (timer.signal.aborted) return;
+      this.#due = true;
+      this.#flush();
+    });
+    return timer;
+  }
+
+  #flush(): void {
+    while (this.#inFlight < maxInFlight && (this.#items.length >= batchUses || (this.#due && this.#items.length > 0))) {
+      const items = this.#take();
+      const lastSequence = items.reduce((last, item) => (item.kind === "cached" ? item.sequence : last), 0);
+      const batch: Batch = { items, lastSequence, acknowledged: false };
+      this.#batches.push(batch);
+      this.#inFlight += 1;
+      this.#turn += 1;
+      void this.#deliver(items, this.#turn).then((delivered) => this.#settle(batch, delivered));
+    }
+    if (this.#items.length === 0) this.#due = this.#closing;
+  }
+
+  /** From the front, as much as a request may hold: a use never comes after its own completion. */
+  #take(): Item[] {
+    let cached = 0;
+    let completed = 0;
+    let bytes = 0;
+    let n = 0;
+    for (const item of this.#items) {
+      if (item.kind === "cached") cached += 1;
+      else {
+        completed += 1;
+        bytes += item.bytes;
+      }
+      if (cached > batchUses || completed > batchUses || (bytes > batchBytes && n > 0)) break;
+      n += 1;
+    }
+    return this.#items.splice(0, n);
+  }
+
+  /** False when given up. What the verifier refuses is narrowed down by halves, so that the rest is recorded. */
+  async #deliver(items: readonly Item[], turn: number): Promise<boolean> {
+    for (let attempt = 0; !this.#givenUp.signal.aborted; attempt += 1) {
+      const failure = await this.#send(items, turn + attempt);
+      if (!failure) return true;
+      if (isRefusal(failure)) return this.#narrow(items, turn, failure);
+      this.#options.log.warn({ status: failure.status, reason: failure.reason }, "uses could not be reported yet");
+      const [byte = 0] = this.#options.random(1);
+      const boundMs = Math.min(retryCapMs, retryBaseMs * 2 ** Math.min(attempt, 10));
+      await this.#options.clock.sleep((boundMs * (byte + 1)) / 256, this.#givenUp.signal);
+    }
+    return false;
+  }
+
+  async #narrow(items: readonly Item[], turn: number, failure: RpcFailure): Promise<boolean> {
+    if (items.length > 1) {
+      const half = items.length >> 1;
+      return (await this.#deliver(items.slice(0, half), turn)) && (await this.#deliver(items.slice(half), turn));
+    }
+    this.#lost = true;
+    const { status, reason, message } = failure;
+    this.#options.log.error(
+      { status, reason, why: message, kind: items[0]?.kind },
+      "the verifier refuses to record a use",
+    );
+    return true;
+  }
+
+  async #send(items: readonly Item[], turn: number): Promise<RpcFailure | undefined> {
+    const client = this.#clients[turn % this.#clients.length];
+    const cachedUses = [];
+    const completedUses = [];
+    for (const item of items) {
+      if (item.kind === "completed") completedUses.push(item.use);
+      else cachedUses.push({ ...item.use, instanceSequence: BigInt(item.sequence) });
+    }
+    try {
+      const { instance } = this.#options;
+      const options = { deadlineMs: callDeadlineMs, signal: this.#givenUp.signal };
+      await client?.reportUses({ instance, cachedUses, completedUses }, options);
+      return undefined;
+    } catch (error) {
+      return parseRpcError(error);
+    }
+  }
+
+  #settle(batch: Batch, delivered: boolean): void {
+    this.#inFlight -= 1;
+    this.#places -= batch.items.length;
+    for (const item of batch.items) if (item.kind === "completed") this.#bytes -= item.bytes;
+    batch.acknowledged = delivered;
+    while (this.#batches[0]?.acknowledged) {
+      const { lastSequence } = this.#batches.shift() as Batch;
+      if (!this.#lost && lastSequence > 0) this.#acknowledgedSequence = lastSequence;
+    }
+    this.#wake();
+    this.#flush();
+    if (this.#places === 0) this.#drained?.();
+  }
+
+  #wake(): void {
+    for (const done of [...this.#waiting]) done();
+  }
+}
