@@ -36,6 +36,7 @@ export const recordHash = (
   return hash.digest("hex");
 };
 
+/** With its chain headers. */
 export type ChainedRecord = OutRecord;
 
 /** The chains of one producer epoch on one topic: one per partition. `link` must be called in the order of sending. */
@@ -83,9 +84,10 @@ export const checkLink = (
 ): { verdict: ChainVerdict; producer: string | undefined; head: ChainHead | undefined } => {
   const header = (name: string) => record.headers.find(([n]) => n === name)?.[1];
   const producer = header(producerHeader);
-  const seen = Number(header(sequenceHeader));
+  const number = header(sequenceHeader) ?? "";
+  const seen = /^[1-9]\d{0,14}$/.test(number) ? Number(number) : undefined;
   const previous = header(previousHeader);
-  if (producer === undefined || previous === undefined || !Number.isSafeInteger(seen) || seen < 1)
+  if (producer === undefined || previous === undefined || seen === undefined)
     return { verdict: { kind: "unknown-producer" }, producer, head };
   const expected = (head?.sequence ?? 0) + 1;
   const hash = recordHash(record.topic, record);

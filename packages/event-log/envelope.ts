@@ -1,7 +1,7 @@
 import { fromBinary, type Message, toBinary } from "@bufbuild/protobuf";
 import { type Random, uuidV7 } from "@curfew/runtime/random.ts";
 import type { InRecord } from "./bus.ts";
-import { eventTypeNamed, eventTypeOf } from "./event-types.ts";
+import { type EventType, eventTypeNamed, eventTypeOf } from "./event-types.ts";
 
 /** CloudEvents 1.0 headers, binary content mode; printable, in this order (design: interop, Kafka). */
 export type EventHeaders = Readonly<Record<string, string>>;
@@ -25,11 +25,20 @@ export interface EncodeContext {
   readonly id?: string;
 }
 
-/** The exact bytes and headers of an event, made once and never again. */
+/** Bytes of an event: with its key and headers it has to fit into one ledger entry of 65,535 (design: evidence, "What is sealed"). */
+export const maxEventBytes = 60_000;
+/** Characters of ce_subject, printable ASCII: it is a record key, a header and part of a document's id. */
+export const maxSubjectChars = 480;
+const subjectForm = /^[\x21-\x7e]+$/;
+
+/** The exact bytes and headers of an event, made once and never again. Throws for what the bus would refuse: it would never get out. */
 export const encodeEvent = (message: Message, context: EncodeContext): EncodedEvent => {
   const { desc, type } = eventTypeOf(message);
   const value = toBinary(desc, message);
   if (value.length === 0) throw new TypeError(`${type} is all defaults: an empty value would be a tombstone`);
+  if (value.length > maxEventBytes) throw new RangeError(`${type} takes ${value.length} bytes, over ${maxEventBytes}`);
+  if (!subjectForm.test(context.subject) || context.subject.length > maxSubjectChars)
+    throw new RangeError(`the subject of a ${type} is not 1 to ${maxSubjectChars} characters of printable ASCII`);
   return {
     value,
     headers: {
@@ -68,35 +77,53 @@ export class UnreadableRecord extends Error {
   override name = "UnreadableRecord";
 }
 
+const maxIdChars = 200;
+const timeForm = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?Z$/;
+const sequenceForm = /^[1-9]\d{0,14}$/;
+
+/** Headers by name. A name that comes twice has no one value: our producers never write one. */
+const headersOf = (record: InRecord, refuse: (why: string) => never): ReadonlyMap<string, string> => {
+  const headers = new Map(record.headers);
+  if (headers.size < record.headers.length) refuse("a header comes twice");
+  return headers;
+};
+
 /** Decodes a record; throws UnreadableRecord, naming the place and never the content. */
 export const readEvent = (record: InRecord): ReadEvent => {
-  const header = (name: string) => record.headers.find(([n]) => n === name)?.[1];
-  const place = `${record.topic}/${record.partition}@${record.offset}`;
-  const type = header("ce_type");
-  const row = type === undefined ? undefined : eventTypeNamed(type);
-  if (!type || !row) throw new UnreadableRecord(`${place}: unknown event type ${JSON.stringify(type?.slice(0, 100))}`);
-  if (row.topic !== record.topic) throw new UnreadableRecord(`${place}: ${type} does not belong on this topic`);
-  const timeMs = Date.parse(header("ce_time") ?? "");
-  const sequence = header("ce_sequence");
-  const id = header("ce_id");
-  if (!id || Number.isNaN(timeMs)) throw new UnreadableRecord(`${place}: ce_id or ce_time is missing or malformed`);
-  if (sequence !== undefined && !/^[1-9]\d{0,14}$/.test(sequence))
-    throw new UnreadableRecord(`${place}: ce_sequence is malformed`);
-  let message: Message;
-  try {
-    message = fromBinary(row.desc, record.value);
-  } catch {
-    throw new UnreadableRecord(`${place}: the value is not a ${row.desc.typeName}`);
-  }
+  const refuse = (why: string): never => {
+    throw new UnreadableRecord(`${record.topic}/${record.partition}@${record.offset}: ${why}`);
+  };
+  const headers = headersOf(record, refuse);
+  const type = headers.get("ce_type") ?? "";
+  const row = eventTypeNamed(type) ?? refuse(`unknown event type ${JSON.stringify(type.slice(0, 100))}`);
+  if (row.topic !== record.topic) refuse(`${type} does not belong on this topic`);
+  const time = headers.get("ce_time") ?? "";
+  const timeMs = timeForm.test(time) ? Date.parse(time) : Number.NaN;
+  if (Number.isNaN(timeMs)) refuse("ce_time is missing or malformed");
+  const sequence = headers.get("ce_sequence");
+  if (sequence !== undefined && !sequenceForm.test(sequence)) refuse("ce_sequence is malformed");
+  const id = headers.get("ce_id") ?? "";
+  if (id === "" || id.length > maxIdChars) refuse("ce_id is missing or too long");
+  const subject = headers.get("ce_subject") ?? "";
+  if (subject === "" || subject.length > maxSubjectChars) refuse("ce_subject is missing or too long");
+  if (record.value.length === 0) refuse("the value is empty");
   return {
     record,
     id,
     type,
-    source: header("ce_source") ?? "",
-    subject: header("ce_subject") ?? "",
+    source: headers.get("ce_source") ?? "",
+    subject,
     timeMs,
     sequence: sequence === undefined ? undefined : Number(sequence),
-    traceparent: header("traceparent"),
-    message,
+    traceparent: headers.get("traceparent"),
+    message: decoded(row, record) ?? refuse(`the value is not a ${row.desc.typeName}`),
   };
+};
+
+const decoded = ({ desc }: EventType, { value }: InRecord): Message | undefined => {
+  try {
+    return fromBinary(desc, value);
+  } catch {
+    return undefined;
+  }
 };

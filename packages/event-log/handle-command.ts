@@ -1,16 +1,13 @@
 import type { Message } from "@bufbuild/protobuf";
 import type { Decider } from "@curfew/decider/decider.ts";
+import { StoreUnavailable } from "@curfew/document-store/port.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { span, withSpan } from "@curfew/runtime/telemetry.ts";
-import type { CommitDoc, EventStreams, StreamEnd } from "./streams.ts";
+import { type CommitDoc, type EventStreams, isSameCommit, type StreamEnd, UncertainAppend } from "./streams.ts";
 
 /** Another writer was first too often within the deadline. Nothing was written. */
 export class CommandConflict extends Error {
   override name = "CommandConflict";
-}
-
-interface Folded<State> extends StreamEnd {
-  readonly state: State;
 }
 
 export interface Handled<State, Event> {
@@ -26,7 +23,7 @@ export interface Aggregates<State, Command, Event extends Message> {
   load(stream: string): Promise<State>;
   /**
    * Loads, decides, appends at the expected version; on a conflict loads what is new and decides again, on an outage tries again with a
-   * growing pause, both within `signal`. A lost reply of the database is met by the next try: the stream then holds the request already.
+   * growing pause, both within `signal`. A commit whose reply was lost is recognised in the stream by its event ids, so it has one effect.
    * Throws what `decide` throws, CommandConflict, or StoreUnavailable.
    */
   handle(
@@ -39,17 +36,27 @@ export interface Aggregates<State, Command, Event extends Message> {
 const maxCachedStreams = 10_000;
 const maxConflicts = 100;
 const maxTriesWithoutSignal = 3;
+const firstPauseMs = 100;
+const maxPauseMs = 1_000;
 
-export const openAggregates = <State, Command, Event extends Message>(parts: {
-  streams: EventStreams;
-  decider: Decider<State, Command, Event>;
-  clock: Clock;
-}): Aggregates<State, Command, Event> => {
-  const { streams, decider, clock } = parts;
-  // Least recently used first. A stale entry is harmless: a stream is always read upward from it.
+interface Folded<State> extends StreamEnd {
+  readonly state: State;
+}
+
+interface Written<Event> {
+  readonly commit: CommitDoc;
+  readonly events: readonly Event[];
+}
+
+/** Streams folded as far as they were last seen. A stale entry is harmless: a stream is always read upward from it. */
+const openFolds = <State, Event extends Message>(streams: EventStreams, decider: Decider<State, never, Event>) => {
+  // Least recently used first.
   const cache = new Map<string, Folded<State>>();
 
-  const remember = (stream: string, folded: Folded<State>) => {
+  const extend = (stream: string, from: Folded<State>, events: readonly Event[]): Folded<State> => {
+    let { state } = from;
+    for (const event of events) state = decider.evolve(state, event);
+    const folded = { version: from.version + 1, sequence: from.sequence + events.length, state };
     cache.delete(stream);
     cache.set(stream, folded);
     if (cache.size > maxCachedStreams) cache.delete(cache.keys().next().value as string);
@@ -60,50 +67,74 @@ export const openAggregates = <State, Command, Event extends Message>(parts: {
     let folded = cache.get(stream) ?? { version: 0, sequence: 0, state: decider.initial };
     for (;;) {
       const next = await streams.read(stream, folded.version + 1);
-      if (!next) return folded.version === 0 ? folded : remember(stream, folded);
-      folded = {
-        version: folded.version + 1,
-        sequence: folded.sequence + next.events.length,
-        state: (next.events as Event[]).reduce(decider.evolve, folded.state),
-      };
+      if (!next) return folded;
+      folded = extend(stream, folded, next.events as Event[]);
     }
+  };
+
+  return { extend, load };
+};
+
+export const openAggregates = <State, Command, Event extends Message>(parts: {
+  streams: EventStreams;
+  decider: Decider<State, Command, Event>;
+  clock: Clock;
+}): Aggregates<State, Command, Event> => {
+  const { streams, decider, clock } = parts;
+  const folds = openFolds(streams, decider);
+
+  /** What an earlier try of the same command has written after all. A version that is not in the stream yet is still to be fought for. */
+  const writtenUpTo = async (version: number, uncertain: readonly Written<Event>[]) => {
+    for (const written of uncertain) {
+      if (written.commit.version > version) continue;
+      const there = await streams.read(written.commit.stream, written.commit.version);
+      if (there && isSameCommit(there.doc, written.commit)) return written;
+    }
+    return undefined;
   };
 
   const attempt = async (
     stream: string,
     command: Command,
+    uncertain: Written<Event>[],
     attach?: (events: readonly Event[]) => CommitDoc["attached"],
   ): Promise<Handled<State, Event> | "conflict"> => {
-    const folded = await load(stream);
+    const folded = await folds.load(stream);
+    const written = await writtenUpTo(folded.version, uncertain);
+    if (written) return { state: folded.state, ...written };
     const events = decider.decide(folded.state, command);
     if (events.length === 0) return { state: folded.state, events, commit: undefined };
-    const commit = await streams.append(stream, folded, events, attach?.(events));
-    if (!commit) return "conflict";
-    const state = events.reduce(decider.evolve, folded.state);
-    remember(stream, { version: commit.version, sequence: folded.sequence + events.length, state });
-    return { state, events, commit };
+    try {
+      const commit = await streams.append(stream, folded, events, attach?.(events));
+      return commit ? { state: folds.extend(stream, folded, events).state, events, commit } : "conflict";
+    } catch (error) {
+      if (error instanceof UncertainAppend) uncertain.push({ commit: error.commit, events });
+      throw error;
+    }
+  };
+
+  const handle: Aggregates<State, Command, Event>["handle"] = async (stream, command, { signal, attach } = {}) => {
+    const uncertain: Written<Event>[] = [];
+    for (let conflicts = 0, failures = 0; ; ) {
+      try {
+        const handled = await attempt(stream, command, uncertain, attach);
+        if (handled !== "conflict") return handled;
+        conflicts += 1;
+        if (conflicts >= maxConflicts || signal?.aborted)
+          throw new CommandConflict("too many writers at once: try again");
+      } catch (error) {
+        if (!(error instanceof StoreUnavailable)) throw error;
+        failures += 1;
+        if (signal ? signal.aborted : failures >= maxTriesWithoutSignal) throw error;
+        await clock.sleep(Math.min(firstPauseMs * 2 ** (failures - 1), maxPauseMs), signal);
+        if (signal?.aborted) throw error;
+      }
+    }
   };
 
   return {
-    load: async (stream) => (await load(stream)).state,
-    handle: (stream, command, { signal, attach } = {}) =>
-      withSpan(span.command(stream.slice(0, stream.indexOf("/"))), {}, async () => {
-        let conflicts = 0;
-        for (let failures = 0; ; ) {
-          try {
-            const handled = await attempt(stream, command, attach);
-            if (handled !== "conflict") return handled;
-            conflicts += 1;
-            if (conflicts >= maxConflicts || signal?.aborted)
-              throw new CommandConflict("too many writers at once: try again");
-          } catch (error) {
-            if ((error as Error).name !== "StoreUnavailable") throw error;
-            failures += 1;
-            if (signal ? signal.aborted : failures >= maxTriesWithoutSignal) throw error;
-            await clock.sleep(Math.min(50 * 2 ** failures, 1_000), signal);
-            if (signal?.aborted) throw error;
-          }
-        }
-      }),
+    load: async (stream) => (await folds.load(stream)).state,
+    handle: (stream, command, options) =>
+      withSpan(span.command(stream.split("/")[0] as string), {}, () => handle(stream, command, options)),
   };
 };

@@ -25,148 +25,210 @@ export interface Tenure {
 }
 
 export interface Lease {
-  /** The last row seen, whoever holds it. */
+  /** The holder in the last row seen; undefined where that one was given back. */
   holder(): { holder: string; address: string } | undefined;
   readonly held: boolean;
-  /** Stops contending, ends the tenure, gives the lease back. */
+  /** Stops contending, ends the tenure, gives the lease back. Waits at most two thirds of the TTL for the work and the database. */
   close(): Promise<void>;
 }
 
+export interface LeaseParts {
+  readonly rows: Collection<LeaseRow>;
+  readonly name: string;
+  readonly holder: string;
+  /** Asked at each row: the port is known late. */
+  readonly address: () => string;
+  readonly clock: Clock;
+  readonly log: Log;
+  /** No other process can exist (embedded: the data directory is locked), so a leftover of a killed one is taken over at once. */
+  readonly exclusive?: boolean;
+  /** Returns soon after its signal aborts; the next tenure begins only after that. */
+  readonly work: (tenure: Tenure) => Promise<void>;
+}
+
 export const leaseTtlMs = 6_000;
+/** How often a contender looks. */
+export const leasePollMs = 500;
+/** A tenure ends this long after its last renewal was sent. */
+export const leaseTenureMs = (leaseTtlMs * 2) / 3;
 const renewEveryMs = leaseTtlMs / 4;
+/** After a renewal that failed. */
+const retryMs = 500;
+/** Before contending again after `work` returned by itself or threw. */
+const restMs = 1_000;
 const keptRows = 16;
+const prunedAtOnce = 4;
 
 const rowId = (name: string, fence: number) => `${name}#${String(fence).padStart(12, "0")}`;
 const fenceOf = (row: LeaseRow) => Number(row._id.slice(row._id.lastIndexOf("#") + 1));
 
-/**
- * Contends for `name` and runs `work` whenever it is held; `work` should return soon after its signal aborts, and the next tenure begins
- * only after that. A `work` that throws gives the lease back for a moment and is tried again.
- */
-export const openLease = (parts: {
-  rows: Collection<LeaseRow>;
-  name: string;
-  holder: string;
-  /** host:port where this replica answers its fellows. */
-  address: () => string;
-  clock: Clock;
-  log: Log;
-  /** No other process can exist (embedded: the data directory is locked), so a leftover of a killed one is taken over at once. */
-  exclusive?: boolean;
-  work: (tenure: Tenure) => Promise<void>;
-}): Lease => {
-  const { rows, name, clock, log } = parts;
-  const closing = new AbortController();
-  let held = false;
-  let lastSeen: LeaseRow | undefined;
+/** Contends for `name` and runs `work` whenever it is held. A `work` that throws gives the lease back and is tried again. */
+export const openLease = (parts: LeaseParts): Lease => new ContendedLease(parts);
 
-  const highest = async () => {
-    const [row] = await rows.findLatest({ from: `${name}#`, below: `${name}$`, order: -1, limit: 1 });
-    lastSeen = row;
-    return row;
-  };
+class ContendedLease implements Lease {
+  readonly #parts: LeaseParts;
+  readonly #closing = new AbortController();
+  readonly #loop: Promise<void>;
+  #lastSeen: LeaseRow | undefined;
+  /** On the monotonic clock; undefined while not held. */
+  #expiryMs: number | undefined;
 
-  /** Inserts the next number; whether it is the highest when read back. */
-  const take = async (fence: number): Promise<boolean> => {
-    const row = { _id: rowId(name, fence), holder: parts.holder, address: parts.address(), released: false };
-    if ((await rows.insert(row)) === "exists") {
-      const found = await rows.getLatest(row._id); // our own insert may have been applied although its reply was lost
-      if (found?.holder !== parts.holder) return false;
+  constructor(parts: LeaseParts) {
+    this.#parts = parts;
+    this.#loop = this.#run();
+  }
+
+  holder() {
+    const row = this.#lastSeen;
+    return row && !row.released ? { holder: row.holder, address: row.address } : undefined;
+  }
+
+  get held(): boolean {
+    return this.#expiryMs !== undefined && this.#parts.clock.monotonicMs() < this.#expiryMs;
+  }
+
+  async close(): Promise<void> {
+    this.#closing.abort();
+    const over = new AbortController();
+    await Promise.race([this.#loop, this.#parts.clock.sleep(leaseTenureMs, over.signal)]);
+    over.abort();
+  }
+
+  async #run(): Promise<void> {
+    const { clock, log, name } = this.#parts;
+    const { signal } = this.#closing;
+    while (!signal.aborted) {
+      try {
+        const fence = await this.#contend();
+        const sentMs = clock.monotonicMs();
+        if (fence === undefined || signal.aborted) return;
+        // A number that is taken is never ours here, even in our own name: an insert reported lost may have waited for its turn long ago.
+        if ((await this.#insert(fence, false)) === "exists" || !(await this.#isHighest(fence))) continue;
+        if (await this.#hold(fence, sentMs)) await clock.sleep(restMs, signal);
+      } catch (error) {
+        log.warn({ lease: name, err: error }, "contending for a lease, or the work under it, failed; trying again");
+        await clock.sleep(restMs, signal);
+      }
     }
-    const top = await highest();
-    return top?._id === row._id;
-  };
+  }
 
   /** Waits until the lease may be taken; the number to take, or undefined when closing. */
-  const contend = async (): Promise<number | undefined> => {
+  async #contend(): Promise<number | undefined> {
+    const { clock, exclusive, holder } = this.#parts;
     let seen: string | undefined;
-    let sinceMs = clock.monotonicMs();
-    while (!closing.signal.aborted) {
-      const top = await highest();
+    let sinceMs = 0;
+    while (!this.#closing.signal.aborted) {
+      const top = await this.#highest();
       if (!top) return 1;
-      if (top.released || parts.exclusive || top.holder === parts.holder) return fenceOf(top) + 1;
+      if (top.released || exclusive || top.holder === holder) return fenceOf(top) + 1;
+      const nowMs = clock.monotonicMs();
       if (top._id !== seen) {
         seen = top._id;
-        sinceMs = clock.monotonicMs();
-      } else if (clock.monotonicMs() - sinceMs >= leaseTtlMs) return fenceOf(top) + 1;
-      await clock.sleep(500, closing.signal);
+        sinceMs = nowMs;
+      } else if (nowMs - sinceMs >= leaseTtlMs) return fenceOf(top) + 1;
+      await clock.sleep(leasePollMs, this.#closing.signal);
     }
     return undefined;
-  };
+  }
 
-  const prune = (fence: number) =>
-    rows.delete(...Array.from({ length: 4 }, (_, i) => fence - keptRows - i).filter((n) => n > 0).map((n) => rowId(name, n)));
-
-  /** Holds from `first` until lost, closed, or `work` returned. */
-  const hold = async (first: number, takenMs: number) => {
+  /** Works from `fence` until lost, closed, or `work` ended; true when that was of its own accord. */
+  async #hold(fence: number, sentMs: number): Promise<boolean> {
+    const { work } = this.#parts;
     const tenure = new AbortController();
-    held = true;
-    let fence = first;
-    let renewedMs = takenMs;
-    const expiry = () => renewedMs + (leaseTtlMs * 2) / 3;
-    // Its own timer, so that a database call that hangs cannot keep a lost lease alive.
-    const watchdog = (async () => {
-      while (!tenure.signal.aborted) {
-        await clock.sleep(Math.max(1, expiry() - clock.monotonicMs()), tenure.signal);
-        if (clock.monotonicMs() >= expiry()) tenure.abort();
-      }
-      held = false;
-    })();
     const stop = () => tenure.abort();
-    closing.signal.addEventListener("abort", stop);
-    if (closing.signal.aborted) stop();
-    const working = parts.work({ fence: first, signal: tenure.signal }).finally(stop);
-    const renewing = (async () => {
-      for (;;) {
-        await clock.sleep(renewEveryMs, tenure.signal);
-        if (tenure.signal.aborted) return;
-        const sentMs = clock.monotonicMs();
-        try {
-          if (!(await take(fence + 1))) return tenure.abort();
-          fence += 1;
-          renewedMs = sentMs;
-          await prune(fence);
-        } catch (error) {
-          log.warn({ lease: name, err: error }, "the lease could not be renewed; trying until it ends");
-        }
-      }
-    })();
+    this.#expiryMs = sentMs + leaseTenureMs;
+    this.#closing.signal.addEventListener("abort", stop);
+    if (this.#closing.signal.aborted || !this.held) stop();
+    const over = new AbortController();
+    const renewed = { fence };
+    const renewing = this.#renew(renewed, tenure);
+    const expired = this.#watch(tenure, over.signal);
     try {
-      await working;
+      if (!tenure.signal.aborted) await work({ fence, signal: tenure.signal });
+      return !tenure.signal.aborted;
     } finally {
-      closing.signal.removeEventListener("abort", stop);
-      await Promise.all([renewing, watchdog]);
-      if (clock.monotonicMs() < expiry()) await release(fence + 1);
+      this.#closing.signal.removeEventListener("abort", stop);
+      stop();
+      // A renewal on its way could take the number of the release. One that hangs is not waited for past the end: nothing is left to release.
+      await Promise.race([renewing, expired]);
+      if (this.held) await Promise.race([this.#release(renewed.fence + 1), expired]);
+      this.#expiryMs = undefined;
+      over.abort();
     }
-  };
+  }
 
-  const release = async (fence: number) => {
-    const row = { _id: rowId(name, fence), holder: parts.holder, address: parts.address(), released: true };
-    await rows.insert(row).catch((error) => log.warn({ lease: name, err: error }, "the lease could not be given back"));
-  };
+  /** Aborts the tenure at its end, by a timer of its own, so that a database call that hangs cannot prolong it. Resolves at the end. */
+  async #watch(tenure: AbortController, over: AbortSignal): Promise<void> {
+    const { clock } = this.#parts;
+    const leftMs = () => (this.#expiryMs ?? 0) - clock.monotonicMs();
+    while (leftMs() > 0 && !over.aborted) await clock.sleep(leftMs(), over);
+    tenure.abort();
+  }
 
-  const loop = (async () => {
-    while (!closing.signal.aborted) {
+  async #renew(renewed: { fence: number }, tenure: AbortController): Promise<void> {
+    const { clock, log, name } = this.#parts;
+    // Of the first try of a number: contenders may have seen it since then, although we heard of no success.
+    let firstTryMs: number | undefined;
+    for (;;) {
+      await clock.sleep(firstTryMs === undefined ? renewEveryMs : retryMs, tenure.signal);
+      if (tenure.signal.aborted) return;
+      const fence = renewed.fence + 1;
+      firstTryMs ??= clock.monotonicMs();
       try {
-        const fence = await contend();
-        if (fence === undefined) return;
-        const takenMs = clock.monotonicMs();
-        if (await take(fence)) await hold(fence, takenMs);
+        const taken = (await this.#insert(fence, false)) === "inserted" || (await this.#isOurs(fence));
+        if (!taken || !(await this.#isHighest(fence))) return this.#lose(tenure);
+        renewed.fence = fence;
+        // Too late is too late: the work was told to stop.
+        if (this.#expiryMs !== undefined && !tenure.signal.aborted) this.#expiryMs = firstTryMs + leaseTenureMs;
+        firstTryMs = undefined;
+        this.#prune(fence);
       } catch (error) {
-        log.warn({ lease: name, err: error }, "the work under a lease ended with an error; contending again");
-        await clock.sleep(1_000, closing.signal);
+        log.warn({ lease: name, err: error }, "the lease could not be renewed; trying until it ends");
       }
     }
-  })();
+  }
 
-  return {
-    holder: () => lastSeen && { holder: lastSeen.holder, address: lastSeen.address },
-    get held() {
-      return held;
-    },
-    async close() {
-      closing.abort();
-      await loop;
-    },
-  };
-};
+  #lose(tenure: AbortController): void {
+    if (tenure.signal.aborted) return;
+    this.#expiryMs = undefined;
+    tenure.abort();
+  }
+
+  async #highest(): Promise<LeaseRow | undefined> {
+    const { name, rows } = this.#parts;
+    [this.#lastSeen] = await rows.findLatest({ from: `${name}#`, below: `${name}$`, order: -1, limit: 1 });
+    return this.#lastSeen;
+  }
+
+  async #isHighest(fence: number): Promise<boolean> {
+    return (await this.#highest())?._id === rowId(this.#parts.name, fence);
+  }
+
+  async #isOurs(fence: number): Promise<boolean> {
+    const row = await this.#parts.rows.getLatest(rowId(this.#parts.name, fence));
+    return row?.holder === this.#parts.holder && !row.released;
+  }
+
+  #insert(fence: number, released: boolean): Promise<"inserted" | "exists"> {
+    const { address, holder, name, rows } = this.#parts;
+    return rows.insert({ _id: rowId(name, fence), holder, address: address(), released });
+  }
+
+  async #release(fence: number): Promise<void> {
+    const { log, name } = this.#parts;
+    await this.#insert(fence, true).catch((error) =>
+      log.warn({ lease: name, err: error }, "the lease could not be given back"),
+    );
+    this.#lastSeen = undefined;
+  }
+
+  /** Far below the highest, several at once because one may have failed before. Best effort. */
+  #prune(fence: number): void {
+    const { log, name, rows } = this.#parts;
+    const old = Array.from({ length: prunedAtOnce }, (_, i) => fence - keptRows - i).filter((n) => n > 0);
+    if (old.length === 0) return;
+    rows
+      .delete(...old.map((n) => rowId(name, n)))
+      .catch((error) => log.warn({ lease: name, err: error }, "old rows of a lease stay"));
+  }
+}

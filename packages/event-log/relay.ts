@@ -12,9 +12,15 @@ import { type CommitDoc, commitId, type EventStreams } from "./streams.ts";
 export interface Relay {
   /** Offset of the commit's last record once it is on the topic; undefined when that takes longer than `waitMs` (it will follow). */
   published(commit: CommitDoc, waitMs?: number): Promise<number | undefined>;
-  /** For a fellow replica that was told by `wake`: offsets in order. Rejects with NotHolder when this replica does not hold the lease. */
+  /**
+   * For a fellow replica that was told by `wake`: one offset per id, in order, once all are on the topic. Rejects with NotHolder when this
+   * replica does not hold the lease, did not publish one of them itself, or could not within 10 s.
+   */
   publishNow(commitIds: readonly string[]): Promise<number[]>;
-  /** Resolves once every commit that is unpublished in a read begun now has been published: the base of freshness marks. */
+  /**
+   * Resolves once every commit that is unpublished in a read begun now has been published: the base of freshness marks. Rejects when
+   * `signal` aborts before, when the store cannot be asked, or when more than 1,000 wait.
+   */
   settled(signal?: AbortSignal): Promise<void>;
   /** What `openLease` runs. */
   work(tenure: Tenure): Promise<void>;
@@ -24,185 +30,238 @@ export class NotHolder extends Error {
   override name = "NotHolder";
 }
 
+export interface RelayParts {
+  readonly streams: EventStreams;
+  readonly topic: string;
+  readonly openProducer: () => Promise<Producer>;
+  readonly clock: Clock;
+  readonly log: Log;
+  /** The lease, once opened with this relay's `work`. */
+  readonly lease: () => Lease | undefined;
+  /** Calls `publishNow` on the replica at `address`. */
+  readonly wake: (address: string, commitIds: readonly string[]) => Promise<number[]>;
+}
+
 const scanEveryMs = 1_000;
 const scanLimit = 1_000;
 const maxRecordsPerSend = 1_000;
 const maxBytesPerSend = 2 * 1024 * 1024;
+/** Allowed for key and headers of a record. */
+const recordOverheadBytes = 1_024;
+/** Commits in memory waiting to be sent; what comes on top is left to the scan. */
+const maxQueued = 10_000;
 const maxRemembered = 50_000;
 const defaultWaitMs = 1_000;
+const publishNowMs = 10_000;
+/** How often the flag of a commit that another replica publishes is looked at. */
+const settledPollMs = 100;
 
-export const openRelay = (parts: {
-  streams: EventStreams;
-  topic: string;
-  openProducer: () => Promise<Producer>;
-  clock: Clock;
-  log: Log;
-  /** The lease, once opened with this relay's `work`. */
-  lease: () => Lease | undefined;
-  /** Calls `publishNow` on the replica at `address`. */
-  wake: (address: string, commitIds: readonly string[]) => Promise<number[]>;
-}): Relay => {
-  const { streams, clock, log } = parts;
-  const { commits } = streams;
-  /** Offsets of commits published here, newest last; tells a second publication and answers waiters. */
-  const done = new Map<string, number>();
-  const queue = new Map<string, CommitDoc>();
-  const waiting = new Map<string, ((offset: number) => void)[]>();
-  let producer: Producer | undefined;
-  let pump: Promise<void> | undefined;
-
-  const remember = (id: string, offset: number) => {
-    done.set(id, offset);
-    if (done.size > maxRemembered) done.delete(done.keys().next().value as string);
-    for (const resolve of waiting.get(id) ?? []) resolve(offset);
-    waiting.delete(id);
+export const openRelay = (parts: RelayParts): Relay => {
+  const relay = new CommitRelay(parts);
+  return {
+    published: (commit, waitMs) => relay.published(commit, waitMs),
+    publishNow: (commitIds) => relay.publishNow(commitIds),
+    settled: (signal) => relay.settled(signal),
+    work: (tenure) => relay.work(tenure),
   };
+};
 
-  /** The commits before `commit` in its stream that are not published, oldest first: they have to go before it. */
-  const predecessors = async (commit: CommitDoc): Promise<CommitDoc[]> => {
-    const before: CommitDoc[] = [];
-    for (let version = commit.version - 1; version >= 1; version -= 1) {
-      const id = commitId(commit.stream, version);
-      if (done.has(id)) break;
-      const queued = queue.get(id) ?? (await commits.get(id));
-      if (!queued?.unpublished) break;
-      before.unshift(queued);
+class CommitRelay implements Relay {
+  readonly #parts: RelayParts;
+  /** Offsets of commits known to be on the topic, oldest first; spares a second publication and answers waiters. */
+  readonly #done = new Map<string, number>();
+  readonly #queue = new Map<string, CommitDoc>();
+  readonly #waiting = new Map<string, Set<(offset: number) => void>>();
+  #producer: Producer | undefined;
+  #pump: Promise<void> | undefined;
+
+  constructor(parts: RelayParts) {
+    this.#parts = parts;
+  }
+
+  async published(commit: CommitDoc, waitMs = defaultWaitMs): Promise<number | undefined> {
+    const offset = this.#until(commit._id, waitMs);
+    const holder = this.#parts.lease()?.holder();
+    if (this.#producer) this.#enqueue([commit]);
+    else if (holder)
+      void this.#parts
+        .wake(holder.address, [commit._id])
+        .then(([at]) => at !== undefined && this.#remember(commit._id, at))
+        .catch(() => undefined); // best effort: the holder's next scan finds it
+    return await offset;
+  }
+
+  async publishNow(commitIds: readonly string[]): Promise<number[]> {
+    if (!this.#producer) throw new NotHolder("this replica does not hold the relay's lease");
+    const missing = commitIds.filter((id) => !this.#done.has(id));
+    const docs = await Promise.all(missing.map((id) => this.#parts.streams.commits.get(id)));
+    // A commit whose flag is gone was published elsewhere, unless this replica has just done it.
+    if (docs.some((doc, i) => !doc?.unpublished && !this.#done.has(missing[i] as string)))
+      throw new NotHolder("not published by this replica");
+    this.#enqueue(docs.filter((doc) => doc?.unpublished) as CommitDoc[]);
+    const offsets = await Promise.all(commitIds.map((id) => this.#until(id, publishNowMs)));
+    if (offsets.includes(undefined)) throw new NotHolder("not published in time");
+    return offsets as number[];
+  }
+
+  async settled(signal?: AbortSignal): Promise<void> {
+    const open = await this.#scan();
+    if (open.length >= scanLimit) throw new Error("too many unpublished commits to vouch for");
+    if (this.#producer) this.#enqueue(open);
+    for (const { _id } of open) {
+      while ((await this.#until(_id, settledPollMs)) === undefined) {
+        const doc = await this.#parts.streams.commits.get(_id);
+        if (!doc?.unpublished) break; // another replica has published it
+        if (signal?.aborted) throw new Error("not settled in time");
+      }
     }
-    return before;
-  };
+  }
 
-  /** What goes out in one send: never more than a producer takes, never a commit before one of its stream that is older. */
-  const nextBatch = async (): Promise<CommitDoc[]> => {
+  async work({ signal }: Tenure): Promise<void> {
+    const { clock, log, openProducer } = this.#parts;
+    const producer = await openProducer();
+    this.#producer = producer;
+    try {
+      while (!signal.aborted) {
+        const full = await this.#scanOnce().catch((error) => {
+          log.warn({ err: error }, "the scan for unpublished commits failed");
+          return false;
+        });
+        const resting = clock.sleep(scanEveryMs, signal);
+        // More than a page waits: the next one follows as soon as this one is out, and has made way for it.
+        await (full ? Promise.race([this.#emptied(), resting]) : resting);
+      }
+    } finally {
+      this.#producer = undefined;
+      // What is left is the next holder's, who may have published it by the time this replica holds the lease again.
+      this.#queue.clear();
+      await producer.close();
+      await this.#pump;
+    }
+  }
+
+  #scan(): Promise<CommitDoc[]> {
+    return this.#parts.streams.commits.find({ where: { unpublished: true }, limit: scanLimit });
+  }
+
+  /** Whether there may be more. */
+  async #scanOnce(): Promise<boolean> {
+    const docs = await this.#scan();
+    // Published already, and the flag is still there: clearing it has failed, or is on its way.
+    const known = docs.filter((doc) => this.#done.has(doc._id));
+    this.#enqueue(docs);
+    await this.#clearFlags(known);
+    return docs.length === scanLimit && known.length < scanLimit;
+  }
+
+  /** Resolves when the queue was emptied; never where that failed. */
+  async #emptied(): Promise<void> {
+    await this.#pump;
+    if (this.#queue.size > 0) await new Promise<never>(() => undefined);
+  }
+
+  #enqueue(docs: readonly CommitDoc[]): void {
+    if (!this.#producer) return;
+    for (const doc of docs) if (!this.#done.has(doc._id) && this.#queue.size < maxQueued) this.#queue.set(doc._id, doc);
+    this.#pump ??= this.#run()
+      .catch((error) => this.#parts.log.error({ err: error }, "publishing failed; the next scan tries again"))
+      .finally(() => {
+        this.#pump = undefined;
+      });
+  }
+
+  /** One at a time; what comes in meanwhile goes out together in the next send. */
+  async #run(): Promise<void> {
+    let clearing: Promise<void> = Promise.resolve();
+    while (this.#producer && this.#queue.size > 0) {
+      const producer = this.#producer;
+      const batch = await this.#nextBatch();
+      if (batch.length > 0) await withSpan(span.publish(this.#parts.topic), {}, () => this.#send(producer, batch));
+      for (const { _id } of batch) this.#queue.delete(_id);
+      // Beside the next send, which need not wait for it.
+      await clearing;
+      clearing = this.#clearFlags(batch);
+    }
+    await clearing;
+  }
+
+  /** What goes out in one send: no more than a producer takes, no commit before an older one of its stream. They stay queued until sent. */
+  async #nextBatch(): Promise<CommitDoc[]> {
     const batch = new Map<string, CommitDoc>();
     let records = 0;
     let bytes = 0;
-    for (const [id, commit] of queue) {
-      for (const next of [...(await predecessors(commit)), commit]) {
-        if (batch.has(next._id) || done.has(next._id)) continue;
-        const size = next.events.reduce((sum, event) => sum + event.value.length + 1_024, 0);
+    for (const [id, commit] of this.#queue) {
+      if (this.#done.has(id)) this.#queue.delete(id);
+      if (this.#done.has(id) || batch.has(id)) continue;
+      for (const next of [...(await this.#predecessors(commit, batch)), commit]) {
+        const size = next.events.reduce((sum, event) => sum + event.value.length + recordOverheadBytes, 0);
         const full = records + next.events.length > maxRecordsPerSend || bytes + size > maxBytesPerSend;
         if (full && batch.size > 0) return [...batch.values()];
         batch.set(next._id, next);
         records += next.events.length;
         bytes += size;
       }
-      queue.delete(id);
     }
     return [...batch.values()];
-  };
+  }
 
-  const send = async (to: Producer, batch: readonly CommitDoc[]) => {
+  /** The commits before `commit` in its stream that are neither published nor in `batch`, oldest first: they have to go before it. */
+  async #predecessors(commit: CommitDoc, batch: ReadonlyMap<string, CommitDoc>): Promise<CommitDoc[]> {
+    const before: CommitDoc[] = [];
+    for (let version = commit.version - 1; version >= 1; version -= 1) {
+      const id = commitId(commit.stream, version);
+      if (this.#done.has(id) || batch.has(id)) break;
+      const found = this.#queue.get(id) ?? (await this.#parts.streams.commits.get(id));
+      if (!found?.unpublished) break;
+      before.push(found);
+    }
+    return before.reverse();
+  }
+
+  async #send(producer: Producer, batch: readonly CommitDoc[]): Promise<void> {
     const records = batch.flatMap((commit) =>
-      commit.events.map((event) => ({ partition: 0, key: commit.stream, headers: event.headers, value: event.value })),
+      commit.events.map(({ headers, value }) => ({ partition: 0, key: commit.stream, headers, value })),
     );
-    const offsets = await to.send(records);
+    const offsets = await producer.send(records);
     let end = 0;
     for (const commit of batch) {
       end += commit.events.length;
-      remember(commit._id, offsets[end - 1] as number);
+      this.#remember(commit._id, offsets[end - 1] as number);
     }
-  };
+  }
 
-  const clearFlags = async (batch: readonly CommitDoc[]) => {
-    const results = await Promise.allSettled(batch.map((commit) => commits.unset(commit._id, "unpublished")));
-    for (const result of results)
-      if (result.status === "rejected") log.warn({ err: result.reason }, "a published commit keeps its flag until the next scan");
-  };
+  async #clearFlags(batch: readonly CommitDoc[]): Promise<void> {
+    const results = await Promise.allSettled(
+      batch.map((commit) => this.#parts.streams.commits.unset(commit._id, "unpublished")),
+    );
+    const failed = results.filter((result) => result.status === "rejected");
+    if (failed.length > 0)
+      this.#parts.log.warn(
+        { err: failed[0]?.reason, commits: failed.length },
+        "published commits keep their flag until the next scan",
+      );
+  }
 
-  /** One pump at a time empties the queue; what comes in meanwhile goes out together in the next send. */
-  const run = () => {
-    pump ??= (async () => {
-      while (producer && queue.size > 0) {
-        const batch = await nextBatch();
-        if (batch.length > 0 && producer)
-          await withSpan(span.publish(parts.topic), {}, () => send(producer as Producer, batch));
-        await clearFlags(batch);
-      }
-    })()
-      .catch((error) => log.error({ err: error }, "publishing failed; the next scan tries again"))
-      .finally(() => {
-        pump = undefined;
-      });
-    return pump;
-  };
+  #remember(id: string, offset: number): void {
+    this.#done.set(id, offset);
+    if (this.#done.size > maxRemembered) this.#done.delete(this.#done.keys().next().value as string);
+    for (const resolve of this.#waiting.get(id) ?? []) resolve(offset);
+  }
 
-  const enqueue = (docs: readonly CommitDoc[]) => {
-    for (const doc of docs) if (!done.has(doc._id)) queue.set(doc._id, doc);
-    void run();
-  };
-
-  const scanned = async (docs: readonly CommitDoc[]) => {
-    enqueue(docs);
-    // Published already, and the flag is still there: clearing it had failed.
-    await clearFlags(docs.filter((doc) => done.has(doc._id)));
-  };
-
-  const until = (id: string, waitMs: number): Promise<number | undefined> => {
-    const known = done.get(id);
+  #until(id: string, waitMs: number): Promise<number | undefined> {
+    const known = this.#done.get(id);
     if (known !== undefined) return Promise.resolve(known);
     return new Promise((resolve) => {
       const over = new AbortController();
+      const waiters = this.#waiting.get(id) ?? new Set();
       const finish = (offset?: number) => {
         over.abort();
-        const left = waiting.get(id)?.filter((f) => f !== finish);
-        if (left?.length) waiting.set(id, left);
-        else waiting.delete(id);
+        waiters.delete(finish);
+        if (waiters.size === 0 && this.#waiting.get(id) === waiters) this.#waiting.delete(id);
         resolve(offset);
       };
-      waiting.set(id, [...(waiting.get(id) ?? []), finish]);
-      void clock.sleep(waitMs, over.signal).then(() => finish());
+      this.#waiting.set(id, waiters.add(finish));
+      void this.#parts.clock.sleep(waitMs, over.signal).then(() => finish());
     });
-  };
-
-  const scan = () => commits.find({ where: { unpublished: true }, limit: scanLimit });
-
-  return {
-    async published(commit, waitMs = defaultWaitMs) {
-      const offset = until(commit._id, waitMs);
-      const holder = parts.lease()?.holder();
-      if (producer) enqueue([commit]);
-      else if (holder)
-        void parts
-          .wake(holder.address, [commit._id])
-          .then(([at]) => at !== undefined && remember(commit._id, at))
-          .catch(() => undefined); // best effort: the holder's next scan finds it
-      return await offset;
-    },
-    async publishNow(commitIds) {
-      if (!producer) throw new NotHolder("this replica does not hold the relay's lease");
-      const missing = commitIds.filter((id) => !done.has(id));
-      const docs = await Promise.all(missing.map((id) => commits.get(id)));
-      enqueue(docs.filter((doc) => doc?.unpublished) as CommitDoc[]);
-      const offsets = await Promise.all(commitIds.map((id) => until(id, 10_000)));
-      return offsets.filter((offset) => offset !== undefined);
-    },
-    async settled(signal) {
-      const open = new Map((await scan()).map((doc) => [doc._id, doc]));
-      if (open.size >= scanLimit) throw new Error("too many unpublished commits to vouch for");
-      for (const id of open.keys()) if (done.has(id)) open.delete(id);
-      if (producer) enqueue([...open.values()]);
-      for (const id of open.keys()) {
-        while (!done.has(id)) {
-          if (signal?.aborted) throw new Error("not settled in time");
-          if ((await until(id, 100)) !== undefined) break;
-          const doc = await commits.get(id);
-          if (!doc?.unpublished) break; // another replica has published it
-        }
-      }
-    },
-    async work({ signal }) {
-      producer = await parts.openProducer();
-      try {
-        while (!signal.aborted) {
-          await scan().then(scanned).catch((error) => log.warn({ err: error }, "the scan for unpublished commits failed"));
-          await clock.sleep(scanEveryMs, signal);
-        }
-      } finally {
-        const open = producer;
-        producer = undefined;
-        await open.close();
-        await pump;
-      }
-    },
-  };
-};
+  }
+}

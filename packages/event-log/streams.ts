@@ -1,5 +1,5 @@
 import { fromBinary, type Message } from "@bufbuild/protobuf";
-import type { Collection, DocumentStore, Value } from "@curfew/document-store/port.ts";
+import { type Collection, type DocumentStore, StoreUnavailable, type Value } from "@curfew/document-store/port.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Random } from "@curfew/runtime/random.ts";
 import { currentTraceparent } from "@curfew/runtime/telemetry.ts";
@@ -17,6 +17,8 @@ export type CommitDoc = {
   unpublished?: true;
   /** What belongs to the commit but to no event, e.g. a sealed secret waiting to be collected. */
   attached?: { [key: string]: Value };
+  /** True where something is attached, for whoever clears it away: it unsets both (sparse index). */
+  held?: true;
 };
 
 export const commitId = (stream: string, version: number) => `${stream}@${String(version).padStart(10, "0")}`;
@@ -32,16 +34,36 @@ export interface EventStreams {
   readonly commits: Collection<CommitDoc>;
   /** The commit with this number, or undefined where the stream ends before it: an exact read. */
   read(stream: string, version: number): Promise<{ doc: CommitDoc; events: Message[] } | undefined>;
-  /** One atomic insert after `end`; undefined when another writer was first. */
-  append(stream: string, end: StreamEnd, events: readonly Message[], attached?: CommitDoc["attached"]): Promise<CommitDoc | undefined>;
+  /** One atomic insert after `end`; undefined when another writer was first. Rejects with UncertainAppend on an outage. */
+  append(
+    stream: string,
+    end: StreamEnd,
+    events: readonly Message[],
+    attached?: CommitDoc["attached"],
+  ): Promise<CommitDoc | undefined>;
 }
 
-/** Events a commit may hold. */
-const maxEventsPerCommit = 1_000;
+/** The store failed while `commit` was inserted: it is in the stream, will be, or never. Who reads it there knows it by its `ce_id`. */
+export class UncertainAppend extends StoreUnavailable {
+  readonly commit: CommitDoc;
+  constructor(commit: CommitDoc, cause: Error) {
+    super(cause.message, { cause });
+    this.commit = commit;
+  }
+}
+
+/** Whether two commits are the very same write: event ids are random. */
+export const isSameCommit = (one: CommitDoc, other: CommitDoc): boolean =>
+  one._id === other._id && one.events[0]?.headers.ce_id === other.events[0]?.headers.ce_id;
+
+/** Events a commit may hold: they go out in one send of the bus. */
+export const maxEventsPerCommit = 1_000;
+/** Bytes of a commit's events together: one send of the bus, and far below what a document may hold. */
+export const maxCommitBytes = 2 ** 20;
 
 const decode = (event: CommitDoc["events"][number]): Message => {
-  const row = eventTypeNamed(event.headers["ce_type"] ?? "");
-  if (!row) throw new Error(`stored event of unknown type ${event.headers["ce_type"]}`);
+  const row = eventTypeNamed(event.headers.ce_type ?? "");
+  if (!row) throw new Error(`stored event of unknown type ${event.headers.ce_type}`);
   return fromBinary(row.desc, event.value);
 };
 
@@ -52,7 +74,30 @@ export const openEventStreams = async (parts: {
   clock: Clock;
   random: Random;
 }): Promise<EventStreams> => {
-  const commits = await parts.store.collection<CommitDoc>("commits", { indexes: ["unpublished"] });
+  const commits = await parts.store.collection<CommitDoc>("commits", { indexes: ["unpublished", "held"] });
+  const { clock, random, source } = parts;
+
+  const commitOf = (
+    stream: string,
+    end: StreamEnd,
+    events: readonly Message[],
+    attached: CommitDoc["attached"],
+  ): CommitDoc => {
+    const nowMs = clock.now();
+    const traceparent = currentTraceparent(random);
+    const encoded = events.map((message, i) => {
+      const sequence = end.sequence + 1 + i;
+      const event = encodeEvent(message, { source, subject: stream, nowMs, random, traceparent, sequence });
+      return { headers: { ...event.headers }, value: event.value };
+    });
+    const bytes = encoded.reduce((sum, { value }) => sum + value.length, 0);
+    if (bytes > maxCommitBytes)
+      throw new RangeError(`the events of a commit take ${bytes} bytes, over ${maxCommitBytes}`);
+    const version = end.version + 1;
+    const doc: CommitDoc = { _id: commitId(stream, version), stream, version, events: encoded, unpublished: true };
+    return attached ? { ...doc, attached, held: true } : doc;
+  };
+
   return {
     commits,
     async read(stream, version) {
@@ -62,27 +107,12 @@ export const openEventStreams = async (parts: {
     async append(stream, end, events, attached) {
       if (events.length === 0 || events.length > maxEventsPerCommit)
         throw new RangeError(`a commit holds 1 to ${maxEventsPerCommit} events, not ${events.length}`);
-      const nowMs = parts.clock.now();
-      const traceparent = currentTraceparent(parts.random);
-      const doc: CommitDoc = {
-        _id: commitId(stream, end.version + 1),
-        stream,
-        version: end.version + 1,
-        events: events.map((message, i) => {
-          const encoded = encodeEvent(message, {
-            source: parts.source,
-            subject: stream,
-            nowMs,
-            random: parts.random,
-            traceparent,
-            sequence: end.sequence + 1 + i,
-          });
-          return { headers: { ...encoded.headers }, value: encoded.value };
-        }),
-        unpublished: true,
-        ...(attached && { attached }),
-      };
-      return (await commits.insert(doc)) === "inserted" ? doc : undefined;
+      const doc = commitOf(stream, end, events, attached);
+      try {
+        return (await commits.insert(doc)) === "inserted" ? doc : undefined;
+      } catch (error) {
+        throw error instanceof StoreUnavailable ? new UncertainAppend(doc, error) : error;
+      }
     },
   };
 };

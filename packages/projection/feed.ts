@@ -1,5 +1,5 @@
 import type { Position } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
-import type { Bus, InRecord, Subscription } from "@curfew/event-log/bus.ts";
+import { type Bus, BusUnavailable, type InRecord, type Subscription } from "@curfew/event-log/bus.ts";
 import { type ReadEvent, readEvent } from "@curfew/event-log/envelope.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
@@ -36,7 +36,10 @@ export interface FeedOptions {
   readonly topics: readonly string[];
   readonly clock: Clock;
   readonly log: Log;
-  /** Applied one after another; may be asynchronous. Must be idempotent: after a crash the last batch comes again. */
+  /**
+   * Applied one after another; may be asynchronous. Must be idempotent: after a crash the last batch comes again, and a feed that was
+   * resumed can meet an older event of a stream once more, which only its output can tell.
+   */
   readonly apply: (event: ReadEvent) => void | Promise<void>;
   /** After the events of a batch: where rows are written and the positions with them. */
   readonly commit?: (positions: readonly Position[], records: readonly InRecord[]) => Promise<void>;
@@ -70,64 +73,79 @@ const openDeduplicator = (resumed: boolean, onAlarm: (alarm: StreamAlarm) => voi
   };
 };
 
-export const openFeed = async (options: FeedOptions): Promise<Feed> => {
-  const { bus, clock, log } = options;
-  const from = options.from ?? [];
-  const progress = new Progress(clock);
-  for (const { topic, partition, offset } of from) progress.advance(topic, partition, Number(offset));
+const retryMs = 500;
+
+/** An unavailable bus at start is waited out: nothing is served before `caughtUp`. */
+const patiently = async <T>({ clock, log, name }: FeedOptions, ask: () => Promise<T>): Promise<T> => {
+  for (let tries = 0; ; tries += 1) {
+    try {
+      return await ask();
+    } catch (error) {
+      if (!(error instanceof BusUnavailable)) throw error;
+      if (tries === 0) log.warn({ feed: name }, "waiting for the bus");
+      await clock.sleep(retryMs);
+    }
+  }
+};
+
+const openApplier = (options: FeedOptions, progress: Progress) => {
+  const { apply, commit, log } = options;
   const alarm = (found: StreamAlarm) => {
     log.error({ alarm: found.kind, stream: found.event.subject, expected: found.expected }, "a stream is not whole");
     options.onAlarm?.(found);
   };
-  const fresh = options.dedupe === false ? () => true : openDeduplicator(from.length > 0, alarm);
+  const resumed = (options.from ?? []).length > 0;
+  const fresh = options.dedupe === false ? () => true : openDeduplicator(resumed, alarm);
 
-  const onRecords = async (records: readonly InRecord[]) => {
-    const unseen = records.filter((r) => r.offset >= progress.next(r.topic, r.partition));
-    for (const record of unseen) {
+  return async (records: readonly InRecord[]): Promise<void> => {
+    const [first] = records;
+    if (!first) return;
+    const { topic, partition } = first;
+    let next = progress.next(topic, partition);
+    const applied: InRecord[] = [];
+    for (const record of records) {
+      if (record.offset < next) continue;
       const event = readEvent(record);
-      if (fresh(event)) await options.apply(event);
-      if (!options.commit) progress.advance(record.topic, record.partition, record.offset + 1);
+      if (fresh(event)) await apply(event);
+      applied.push(record);
+      next = record.offset + 1;
+      if (!commit) progress.advance(topic, partition, next);
     }
-    const end = unseen.at(-1);
-    if (!options.commit || !end) return;
-    const after = progress.positions().filter((p) => p.topic !== end.topic || p.partition !== end.partition);
-    await options.commit([...after, Progress.position(end.topic, end.partition, end.offset + 1)], unseen);
-    progress.advance(end.topic, end.partition, end.offset + 1);
+    if (!commit || applied.length === 0) return;
+    const others = progress.positions().filter((p) => p.topic !== topic || p.partition !== partition);
+    await commit([...others, Progress.position(topic, partition, next)], applied);
+    progress.advance(topic, partition, next);
   };
+};
 
-  // An unavailable bus at start is waited out: nothing is served before `caughtUp`.
+export const openFeed = async (options: FeedOptions): Promise<Feed> => {
+  const { bus, clock, log, name, topics } = options;
+  const progress = new Progress(clock);
+  for (const { topic, partition, offset } of options.from ?? []) progress.advance(topic, partition, Number(offset));
   const ends: AtLeast[] = [];
-  for (const topic of options.topics) {
-    for (let tries = 0; ; tries += 1) {
-      try {
-        (await bus.ends(topic)).forEach(
-          (offset, partition) => void ends.push({ topic, partition, offset: BigInt(offset) }),
-        );
-        break;
-      } catch (error) {
-        if ((error as Error).name !== "BusUnavailable") throw error;
-        if (tries === 0) log.warn({ topic }, "waiting for the bus");
-        await clock.sleep(500);
-      }
-    }
+  for (const topic of topics) {
+    const offsets = await patiently(options, () => bus.ends(topic));
+    offsets.forEach((offset, partition) => void ends.push({ topic, partition, offset: BigInt(offset) }));
   }
-  const subscription: Subscription = await bus.subscribe({
-    name: options.name,
-    topics: options.topics,
-    start: (topic, partition) => progress.next(topic, partition),
-    onRecords,
-  });
+  const subscription: Subscription = await patiently(options, () =>
+    bus.subscribe({
+      name,
+      topics,
+      start: (topic, partition) => progress.next(topic, partition),
+      onRecords: openApplier(options, progress),
+    }),
+  );
   const caughtUp = Promise.race([progress.until(ends), subscription.failed]);
   caughtUp.catch(() => undefined); // whoever waits sees it; nobody has to
-  subscription.failed.catch((error) => log.error({ err: error, feed: options.name }, "the feed cannot go on"));
+  subscription.failed.catch((error) => log.error({ err: error, feed: name }, "the feed cannot go on"));
   return {
     caughtUp,
     failed: subscription.failed,
     positions: () => progress.positions(),
     next: (topic, partition) => progress.next(topic, partition),
-    reached: (positions, waitMs) =>
+    reached: (wanted, waitMs) =>
       progress.reached(
-        positions.filter((p) => options.topics.includes(p.topic)),
+        wanted.filter((p) => topics.includes(p.topic)),
         waitMs,
       ),
     async close() {

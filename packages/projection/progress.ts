@@ -39,7 +39,9 @@ export class Progress {
     return this.#next.get(`${topic}/${partition}`) ?? 0;
   }
 
+  /** Never back. */
   advance(topic: string, partition: number, next: number): void {
+    if (next < this.next(topic, partition)) return;
     this.#next.set(`${topic}/${partition}`, next);
     for (const waiter of this.#waiters) if (this.has(waiter.wanted)) this.#settle(waiter, true);
   }

@@ -1,0 +1,187 @@
+import type { Collection } from "@curfew/document-store/port.ts";
+import {
+  type Bus,
+  BusUnavailable,
+  type InRecord,
+  type Producer,
+  type SubscribeOptions,
+  type Subscription,
+} from "@curfew/event-log/bus.ts";
+import type { ChainedRecord } from "@curfew/event-log/chain.ts";
+import { NothingSent, openChainedProducer, type ProducerTransport } from "@curfew/event-log/chained-producer.ts";
+import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import { type Fault, never } from "./faulty-store.ts";
+
+const maxBatch = 1_000;
+
+export interface BusOperation {
+  /** From 1, counted for each kind by itself. */
+  readonly n: number;
+  readonly kind: "send" | "deliver";
+  readonly topic: string;
+}
+
+/**
+ * Asked before each send of a transport and after each delivery; a promise delays it, one that never settles hangs it. The producer is
+ * the real one and patient, so a "lost" send is tried again and an "unacknowledged" one goes out once more, in a new epoch. A delivery
+ * with any fault comes again.
+ */
+export type BusPlan = (operation: BusOperation) => Fault | undefined | Promise<Fault | undefined>;
+
+export interface MemoryBus extends Bus {
+  /** The same topics as seen by one process, whose sends and deliveries fail by `plan`. */
+  seenBy(plan: BusPlan): Bus;
+  /** What stands on the topic, all partitions, in offset order within each. */
+  records(topic: string): readonly InRecord[];
+}
+
+/** A bus in arrays, for simulation: like the memory store it takes no turn of its own. Producers are the real ones but for their transport. */
+export const memoryBus = (parts: {
+  epochs: Collection<EpochRow>;
+  clock: Clock;
+  /** Partitions of each topic. */
+  topics: Readonly<Record<string, number>>;
+}): MemoryBus => {
+  const topics = new Map<string, InRecord[][]>();
+  for (const [topic, count] of Object.entries(parts.topics))
+    topics.set(
+      topic,
+      Array.from({ length: count }, () => []),
+    );
+  const readers = new Set<() => void>();
+  const opened = new Set<{ close(): Promise<void> }>();
+  let closed = false;
+
+  const partitionsOf = (topic: string): InRecord[][] => {
+    const partitions = topics.get(topic);
+    if (!partitions) throw new TypeError(`no topic ${topic}`);
+    return partitions;
+  };
+  const assertOpen = async () => {
+    if (closed) throw new BusUnavailable("closed");
+  };
+
+  const append = (topic: string, record: ChainedRecord): number => {
+    const partition = partitionsOf(topic)[record.partition] as InRecord[];
+    partition.push({
+      topic,
+      partition: record.partition,
+      offset: partition.length,
+      timestampMs: parts.clock.now(),
+      key: record.key,
+      headers: Object.entries(record.headers),
+      value: Uint8Array.from(record.value),
+    });
+    return partition.length - 1;
+  };
+
+  const transport = (topic: string, plan: BusPlan, counts: Counts): ProducerTransport => ({
+    async send(records) {
+      counts.send += 1;
+      const fault = await plan({ n: counts.send, kind: "send", topic });
+      if (closed || fault === "lost") throw new NothingSent("simulated: lost");
+      const offsets = records.map((record) => append(topic, record));
+      for (const wake of readers) wake();
+      if (fault === "unanswered") return await never();
+      if (fault === "unacknowledged") throw new Error("simulated: sent, and reported lost");
+      return offsets;
+    },
+    close: async () => undefined,
+  });
+
+  const seenBy = (plan: BusPlan): Bus => {
+    const counts: Counts = { send: 0, deliver: 0 };
+    return {
+      async openProducer(options) {
+        await assertOpen();
+        const producer: Producer = openChainedProducer({
+          options,
+          partitions: partitionsOf(options.topic).length,
+          epochs: parts.epochs,
+          clock: parts.clock,
+          open: async () => transport(options.topic, plan, counts),
+        });
+        opened.add(producer);
+        return producer;
+      },
+      async subscribe(options) {
+        await assertOpen();
+        const reading = options.topics.flatMap((topic) => partitionsOf(topic).map((_, p) => ({ topic, partition: p })));
+        const onRecords = async (records: readonly InRecord[]) => {
+          await options.onRecords(records);
+          counts.deliver += 1;
+          const fault = await plan({ n: counts.deliver, kind: "deliver", topic: records[0]?.topic ?? "" });
+          if (fault) await options.onRecords(records);
+        };
+        const subscription = follow({ ...options, onRecords }, reading, (t, p) => partitionsOf(t)[p] ?? [], readers);
+        opened.add(subscription);
+        return subscription;
+      },
+      async ends(topic) {
+        await assertOpen();
+        return partitionsOf(topic).map((records) => records.length);
+      },
+      ping: assertOpen,
+      async close() {
+        closed = true;
+        await Promise.all([...opened].map((each) => each.close()));
+      },
+    };
+  };
+
+  return { ...seenBy(() => undefined), seenBy, records: (topic) => partitionsOf(topic).flat() };
+};
+
+interface Counts {
+  send: number;
+  deliver: number;
+}
+
+const follow = (
+  { start, onRecords }: SubscribeOptions,
+  reading: readonly { topic: string; partition: number }[],
+  recordsOf: (topic: string, partition: number) => readonly InRecord[],
+  readers: Set<() => void>,
+): Subscription => {
+  let closed = false;
+  let wake = Promise.withResolvers<void>();
+  const notify = () => {
+    wake.resolve();
+    wake = Promise.withResolvers();
+  };
+  readers.add(notify);
+
+  // One call at a time, whatever the partition.
+  let last: Promise<void> = Promise.resolve();
+  const deliver = (batch: readonly InRecord[]): Promise<void> => {
+    last = last.then(() => (closed ? undefined : onRecords(batch)));
+    return last;
+  };
+
+  const readOne = async ({ topic, partition }: (typeof reading)[number]) => {
+    let next = start(topic, partition);
+    const end = recordsOf(topic, partition).length;
+    if (next > end) throw new Error(`${topic}/${partition} ends at ${end}, before ${next}: it has lost records`);
+    while (!closed) {
+      const woken = wake.promise;
+      const batch = recordsOf(topic, partition).slice(next, next + maxBatch);
+      if (batch.length === 0) await woken;
+      else await deliver(batch);
+      next += batch.length;
+    }
+  };
+  const running = reading.map(readOne);
+  const failed = Promise.withResolvers<never>();
+  failed.promise.catch(() => undefined);
+  for (const each of running) each.catch(failed.reject);
+  return {
+    failed: failed.promise,
+    async close() {
+      closed = true;
+      readers.delete(notify);
+      wake.resolve();
+      await Promise.allSettled(running);
+    },
+  };
+};
