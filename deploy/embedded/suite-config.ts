@@ -1,0 +1,51 @@
+import { readFileSync } from "node:fs";
+import { ConfigError } from "@curfew/runtime/config.ts";
+import { type Organisation, parseOrganisation } from "@curfew/runtime/organisation.ts";
+import { parseDocument, stringify } from "yaml";
+
+/** What one installation is told: the trust domain, the organisation, who is paged. */
+export interface SuiteConfig {
+  readonly trustDomain: string;
+  readonly organisation: Organisation;
+  /** The sections as they were written, for processes that read them from files of their own. */
+  readonly sections: { readonly organisation: string; readonly paging: string };
+}
+
+const known = ["trust_domain", "organisation", "paging"];
+const trustDomainPattern = /^[a-z0-9](?:[a-z0-9.-]{0,253}[a-z0-9])?$/;
+
+const problemsOf = <T>(read: () => T, problems: string[]): T | undefined => {
+  try {
+    return read();
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    problems.push(...error.problems);
+    return undefined;
+  }
+};
+
+/** Reads curfew.yaml. Throws ConfigError with every mistake at once; `checkPaging` adds those of the paging section. */
+export const readSuiteConfig = (file: string, checkPaging: (yaml: string) => unknown): SuiteConfig => {
+  let text: string;
+  try {
+    text = readFileSync(file, "utf8");
+  } catch {
+    throw new ConfigError([`${file} cannot be read: name a YAML file with --config, or leave it out`]);
+  }
+  const document = parseDocument(text, { uniqueKeys: true });
+  if (document.errors.length > 0) throw new ConfigError(document.errors.map((e) => e.message.split("\n")[0] as string));
+  const root: unknown = document.toJS({ maxAliasCount: 10 });
+  if (typeof root !== "object" || root === null || Array.isArray(root)) throw new ConfigError(["an object is needed"]);
+  const top = root as Readonly<Record<string, unknown>>;
+  const problems = Object.keys(top)
+    .filter((key) => !known.includes(key))
+    .map((key) => `${key}: there is no such setting (there are ${known.join(", ")})`);
+  const trustDomain = top.trust_domain;
+  if (typeof trustDomain !== "string" || !trustDomainPattern.test(trustDomain))
+    problems.push("trust_domain: a lower-case domain name is needed, e.g. curfew.example");
+  const sections = { organisation: stringify(top.organisation ?? {}), paging: stringify(top.paging ?? {}) };
+  const organisation = problemsOf(() => parseOrganisation(sections.organisation), problems);
+  problemsOf(() => checkPaging(sections.paging), problems);
+  if (problems.length > 0 || !organisation) throw new ConfigError(problems.map((p) => `${file}: ${p}`));
+  return { trustDomain: trustDomain as string, organisation, sections };
+};

@@ -1,0 +1,228 @@
+import { existsSync, mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { openAuditor } from "@curfew/auditor/service.ts";
+import { parsePaging } from "@curfew/breach-notifier/paging.ts";
+import { openBreachNotifier } from "@curfew/breach-notifier/service.ts";
+import { openSqliteStore, type SqliteStore } from "@curfew/document-store/sqlite.ts";
+import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { openSqliteBus, type SqliteBus } from "@curfew/event-log/sqlite.ts";
+import { topics } from "@curfew/event-log/topics.ts";
+import { openIssuer } from "@curfew/issuer/service.ts";
+import { openKeyring } from "@curfew/keyring/keyring.ts";
+import { openRevocation } from "@curfew/revocation/service.ts";
+import { createIdentitySource, type IdentitySource } from "@curfew/rpc/credentials.ts";
+import {
+  type IdentityFiles,
+  openIdentityFiles,
+  personCertificateMs,
+  serviceCertificateMs,
+} from "@curfew/rpc/identity-files.ts";
+import type { RunningService, ServiceParts } from "@curfew/rpc/replica.ts";
+import { type Clock, systemClock } from "@curfew/runtime/clock.ts";
+import { lockDirectory } from "@curfew/runtime/exclusive.ts";
+import type { Log } from "@curfew/runtime/log.ts";
+import { systemRandom } from "@curfew/runtime/random.ts";
+import { openVerifier } from "@curfew/verifier/service.ts";
+import type { SuiteConfig } from "./suite-config.ts";
+
+/** The whole suite in one process, on SQLite in one directory, every connection mutual TLS on loopback. */
+export interface Suite {
+  readonly endpoints: Endpoints;
+  readonly identities: IdentityFiles;
+  /** For tests and benchmarks: commits and operations of each database. */
+  stats(): Record<string, { commits: number; operations: number }>;
+  /** Rejects when a service cannot go on. */
+  readonly failed: Promise<never>;
+  close(): Promise<void>;
+}
+
+/** What `endpoints.json` holds: for people's tools and scripts. Paths are absolute. */
+export interface Endpoints {
+  readonly trustDomain: string;
+  readonly ca: string;
+  /** Service → host:port. */
+  readonly services: Readonly<Record<ServiceName, string>>;
+  /** "person/dana" → where its certificate and key are. */
+  readonly identities: Readonly<Record<string, { readonly cert: string; readonly key: string }>>;
+}
+
+export const serviceNames = ["issuer", "verifier", "revocation", "auditor", "breach-notifier"] as const;
+export type ServiceName = (typeof serviceNames)[number];
+
+export interface SuiteOptions {
+  readonly dataDir: string;
+  /** Default: `keys` in the data directory. Never part of a backup of the data. */
+  readonly keysDir?: string;
+  readonly config: SuiteConfig;
+  /** The first of five ports, in the order of `serviceNames`; 0: free ones. */
+  readonly port: number;
+  readonly reflection: boolean;
+  readonly log: Log;
+  readonly clock?: Clock;
+}
+
+const renewEveryMs = 3_600_000;
+
+interface Opened {
+  close(): Promise<void> | void;
+}
+
+/** Certificates of services are renewed in process, long before they end. */
+const openIdentities = async (options: SuiteOptions, clock: Clock) => {
+  const { dataDir, config, log } = options;
+  const files = await openIdentityFiles({ dir: dataDir, trustDomain: config.trustDomain, clock, random: systemRandom });
+  for (const { name } of config.organisation.people)
+    await files.ensure(`person/${name}`, { validMs: personCertificateMs });
+  for (const { name } of config.organisation.resourceServices)
+    await files.ensure(`workload/${name}`, { validMs: personCertificateMs });
+  const issue = (name: ServiceName) =>
+    files.ensure(`service/${name}`, { validMs: serviceCertificateMs, dnsNames: ["localhost"] });
+  const sources = new Map<ServiceName, IdentitySource>();
+  for (const name of serviceNames) sources.set(name, createIdentitySource(await issue(name)));
+  const stop = new AbortController();
+  const renewing = (async () => {
+    while (!stop.signal.aborted) {
+      await clock.sleep(renewEveryMs, stop.signal);
+      if (stop.signal.aborted) return;
+      for (const [name, source] of sources)
+        await issue(name)
+          .then((fresh) => fresh.certPem !== source.current().certPem && source.replace(fresh))
+          .catch((err) => log.error({ err, service: name }, "a certificate could not be renewed"));
+    }
+  })();
+  const close = async () => {
+    stop.abort();
+    await renewing;
+  };
+  return { files, sourceOf: (name: ServiceName) => sources.get(name) as IdentitySource, close };
+};
+
+const openDatabases = async (dataDir: string, clock: Clock) => {
+  const storeDir = join(dataDir, "store");
+  mkdirSync(storeDir, { recursive: true, mode: 0o700 });
+  const stores = new Map<string, SqliteStore>();
+  for (const name of [...serviceNames, "personal", "producers"])
+    stores.set(name, await openSqliteStore({ file: join(storeDir, `${name}.db`) }));
+  const store = (name: ServiceName | "personal" | "producers") => stores.get(name) as SqliteStore;
+  const epochs = await store("producers").collection<EpochRow>("epochs");
+  const bus: SqliteBus = await openSqliteBus({
+    file: join(dataDir, "bus.db"),
+    epochs,
+    clock,
+    topics: Object.fromEntries(topics.map((topic) => [topic.name, topic.partitions])),
+  });
+  return {
+    store,
+    epochs,
+    bus,
+    stats: () =>
+      Object.fromEntries([["bus", bus.stats()], ...[...stores].map(([name, each]) => [name, each.stats()] as const)]),
+    async close() {
+      await bus.close();
+      await Promise.all([...stores.values()].map((each) => each.close()));
+    },
+  };
+};
+
+const endpointsFile = (dataDir: string) => join(dataDir, "endpoints.json");
+
+const writeEndpoints = (dataDir: string, endpoints: Endpoints) => {
+  const file = endpointsFile(dataDir);
+  writeFileSync(`${file}.new`, `${JSON.stringify(endpoints, null, 2)}\n`, { mode: 0o600, flush: true });
+  renameSync(`${file}.new`, file);
+};
+
+/**
+ * Opens everything and resolves once every service serves and `endpoints.json` is written. Throws DirectoryInUse when another instance
+ * has the directory, NotPrivate when the keys are readable by others, ConfigError for the paging section.
+ */
+export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
+  const { dataDir, config, log } = options;
+  const clock = options.clock ?? systemClock;
+  const opened: Opened[] = [];
+  const closeAll = async () => {
+    for (const each of opened.toReversed()) await each.close();
+  };
+  const keep = <T extends Opened>(each: T): T => {
+    opened.push(each);
+    return each;
+  };
+  try {
+    const lock = lockDirectory(dataDir);
+    keep({ close: () => lock.release() });
+    rmSync(endpointsFile(dataDir), { force: true }); // of an instance that was killed
+    keep({ close: () => rmSync(endpointsFile(dataDir), { force: true }) });
+    const keyring = openKeyring({ dir: options.keysDir ?? join(dataDir, "keys"), random: systemRandom, clock });
+    const identities = keep(await openIdentities(options, clock));
+    const databases = keep(await openDatabases(dataDir, clock));
+    const parts = (name: ServiceName): ServiceParts => ({
+      store: databases.store(name),
+      bus: databases.bus,
+      keyring,
+      organisation: config.organisation,
+      clock,
+      random: systemRandom,
+      log: log.child({ service: name }),
+      instance: `${name}-${Buffer.from(systemRandom(6)).toString("hex")}`,
+      address: `localhost:${options.port === 0 ? 0 : options.port + serviceNames.indexOf(name)}`,
+      identity: identities.sourceOf(name),
+      caPem: identities.files.caPem,
+      trustDomain: config.trustDomain,
+      reflection: options.reflection,
+      exclusive: true,
+    });
+    const paging = parsePaging(config.sections.paging);
+    const services = new Map<ServiceName, RunningService>();
+    const run = async (name: ServiceName, opening: Promise<RunningService>) => {
+      const service = keep(await opening);
+      service.failed.catch(() => undefined);
+      services.set(name, service);
+      return service;
+    };
+    await run("issuer", openIssuer({ ...parts("issuer"), identitiesDir: identities.files.createdDir }));
+    const revocation = await run("revocation", openRevocation(parts("revocation")));
+    await run(
+      "verifier",
+      openVerifier({
+        ...parts("verifier"),
+        personal: databases.store("personal"),
+        revocationAddresses: [`localhost:${revocation.port}`],
+      }),
+    );
+    await run("auditor", openAuditor({ ...parts("auditor"), epochs: databases.epochs }));
+    await run("breach-notifier", openBreachNotifier({ ...parts("breach-notifier"), paging }));
+    const failed = Promise.race([...services.values()].map((service) => service.failed));
+    failed.catch(() => undefined);
+    await Promise.race([Promise.all([...services.values()].map((service) => service.ready)), failed]);
+    const endpoints: Endpoints = {
+      trustDomain: config.trustDomain,
+      ca: identities.files.caFile,
+      services: Object.fromEntries(
+        [...services].map(([name, { port }]) => [name, `localhost:${port}`]),
+      ) as Endpoints["services"],
+      identities: Object.fromEntries(
+        identities.files
+          .list()
+          .map((path) => [
+            path,
+            { cert: join(identities.files.dir(path), "cert.pem"), key: join(identities.files.dir(path), "key.pem") },
+          ]),
+      ),
+    };
+    writeEndpoints(dataDir, endpoints);
+    return { endpoints, identities: identities.files, stats: databases.stats, failed, close: closeAll };
+  } catch (error) {
+    await closeAll().catch((err) => log.error({ err }, "closing after a failed start failed too"));
+    throw error;
+  }
+};
+
+/** The configuration of a data directory: its own `curfew.yaml`, copied from the sample at the first start. */
+export const configFileOf = (dataDir: string, sample: () => string): string => {
+  const file = join(dataDir, "curfew.yaml");
+  if (!existsSync(file)) {
+    mkdirSync(dataDir, { recursive: true, mode: 0o700 });
+    writeFileSync(file, sample(), { mode: 0o600, flag: "wx" });
+  }
+  return file;
+};
