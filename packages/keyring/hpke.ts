@@ -169,3 +169,6 @@ export const sealInfo = (binding: {
     String(binding.generation),
     binding.keySha256,
   );
+
+/** HPKE `info` of the challenge in RegisterKey: only whoever is asked as this SPIFFE ID can be made to open it. */
+export const registerKeyInfo = (spiffeId: string): Uint8Array => lengthPrefixed("curfew-register-key", spiffeId);

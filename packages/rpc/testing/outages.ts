@@ -1,0 +1,100 @@
+import { type Collection, type Doc, type DocumentStore, StoreUnavailable } from "@curfew/document-store/port.ts";
+import { type Bus, BusUnavailable } from "@curfew/event-log/bus.ts";
+
+/** Store and bus as a service sees them while they cannot be reached, and afterwards. */
+
+/** Every operation fails while `down`; with "after", writes are done and reported as lost. */
+export const interruptibleStore = (store: DocumentStore) => {
+  let down: false | "before" | "after" = false;
+  const guard = async <T>(operation: () => Promise<T>): Promise<T> => {
+    if (down === "before") throw new StoreUnavailable("the test has cut the store off");
+    const result = await operation();
+    if (down) throw new StoreUnavailable("the test has swallowed the answer");
+    return result;
+  };
+  const wrapped: DocumentStore = {
+    async collection<D extends Doc>(name: string, options?: Parameters<DocumentStore["collection"]>[1]) {
+      const inner = await store.collection<D>(name, options);
+      const outer: Collection<D> = {
+        insert: (doc) => guard(() => inner.insert(doc)),
+        insertMany: (docs) => guard(() => inner.insertMany(docs)),
+        get: (id) => guard(() => inner.get(id)),
+        find: (query) => guard(() => inner.find(query)),
+        set: (id, fields) => guard(() => inner.set(id, fields)),
+        unset: (id, ...fields) => guard(() => inner.unset(id, ...fields)),
+        delete: (...ids) => guard(() => inner.delete(...ids)),
+        getLatest: (id) => guard(() => inner.getLatest(id)),
+        findLatest: (query) => guard(() => inner.findLatest(query)),
+      };
+      return outer;
+    },
+    ping: () => guard(() => store.ping()),
+    close: () => store.close(),
+  };
+  return {
+    store: wrapped,
+    setDown: (how: typeof down) => {
+      down = how;
+    },
+  };
+};
+
+/** Sends wait, reading pauses and questions are refused while `down`. */
+export const interruptibleBus = (bus: Bus) => {
+  let up: PromiseWithResolvers<void> | undefined;
+  let closed = false;
+  const assertUp = () => {
+    if (up) throw new BusUnavailable("the test has cut the bus off");
+  };
+  const wrapped: Bus = {
+    async openProducer(options) {
+      const producer = await bus.openProducer(options);
+      return {
+        get reachable() {
+          return !up && producer.reachable;
+        },
+        async send(records) {
+          await up?.promise;
+          if (closed) throw new BusUnavailable("closed");
+          return await producer.send(records);
+        },
+        close: () => producer.close(),
+      };
+    },
+    async subscribe(options) {
+      assertUp();
+      return await bus.subscribe({
+        ...options,
+        onRecords: async (records) => {
+          await up?.promise;
+          await options.onRecords(records);
+        },
+      });
+    },
+    async ends(topic) {
+      assertUp();
+      return await bus.ends(topic);
+    },
+    async ping() {
+      assertUp();
+      await bus.ping();
+    },
+    close: () => bus.close(),
+  };
+  return {
+    bus: wrapped,
+    setDown: (down: boolean) => {
+      if (down) up ??= Promise.withResolvers();
+      else {
+        up?.resolve();
+        up = undefined;
+      }
+    },
+    /** Lets go of what waits, for good. */
+    end: () => {
+      closed = true;
+      up?.resolve();
+      up = undefined;
+    },
+  };
+};
