@@ -35,37 +35,32 @@ export const currentUse = (): Use => {
 
 const scheme = /^bearer (\S+)$/i;
 
-const statusOf = (reason: DenialReason): RpcStatus => {
-  switch (reason) {
-    case "MALFORMED":
-    case "UNKNOWN":
-    case "EXPIRED":
-    case "NOT_YET_VALID":
-    case "REVOKED":
-    case "SUPERSEDED":
-    case "BINDING_MISMATCH":
-      return "UNAUTHENTICATED";
-    case "WRONG_AUDIENCE":
-    case "SCOPE_MISSING":
-    case "RESOURCE_NOT_GRANTED":
-    case "PURPOSE_NOT_GRANTED":
-    case "DATA_CATEGORY_NOT_GRANTED":
-      return "PERMISSION_DENIED";
-    case "EVIDENCE_BACKLOG":
-    case "OVERLOADED":
-      return "RESOURCE_EXHAUSTED";
-    case "QUESTION_REFUSED":
-      return "INTERNAL";
-    default:
-      return "UNAVAILABLE";
-  }
-};
+const statusOf = {
+  MALFORMED: "UNAUTHENTICATED",
+  UNKNOWN: "UNAUTHENTICATED",
+  EXPIRED: "UNAUTHENTICATED",
+  NOT_YET_VALID: "UNAUTHENTICATED",
+  REVOKED: "UNAUTHENTICATED",
+  SUPERSEDED: "UNAUTHENTICATED",
+  BINDING_MISMATCH: "UNAUTHENTICATED",
+  WRONG_AUDIENCE: "PERMISSION_DENIED",
+  SCOPE_MISSING: "PERMISSION_DENIED",
+  RESOURCE_NOT_GRANTED: "PERMISSION_DENIED",
+  PURPOSE_NOT_GRANTED: "PERMISSION_DENIED",
+  DATA_CATEGORY_NOT_GRANTED: "PERMISSION_DENIED",
+  STALE_VERIFIER: "UNAVAILABLE",
+  VERIFIER_UNREACHABLE: "UNAVAILABLE",
+  CLOSED: "UNAVAILABLE",
+  EVIDENCE_BACKLOG: "RESOURCE_EXHAUSTED",
+  OVERLOADED: "RESOURCE_EXHAUSTED",
+  QUESTION_REFUSED: "INTERNAL",
+} as const satisfies Readonly<Record<DenialReason, RpcStatus>>;
 
 /** What the bearer is told: the reason, never the token's id or what the verifier said besides. */
 const failureOf = (error: unknown): RpcFailure => {
   if (error instanceof Denied) {
     const { reason } = error;
-    return { status: statusOf(reason), reason, message: `access denied: ${reason}` };
+    return { status: statusOf[reason], reason, message: `access denied: ${reason}` };
   }
   const isOurs = error instanceof InvalidRequest;
   const message = isOurs
