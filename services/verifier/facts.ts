@@ -1,0 +1,104 @@
+import { create, type Message, type MessageInitShape } from "@bufbuild/protobuf";
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
+import {
+  Outcome,
+  UnknownAttemptsDeniedSchema,
+  UseCompletedSchema,
+  UseDecidedSchema,
+  type UseDetails,
+  UseDetailsSchema,
+  type UseSource,
+  UseSourceSchema,
+} from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import type { UseRequest } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import type { OutRecord } from "@curfew/event-log/bus.ts";
+import { encodeEvent } from "@curfew/event-log/envelope.ts";
+import { partitionFor } from "@curfew/event-log/partition.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import { type Random, uuidV7 } from "@curfew/runtime/random.ts";
+import { currentTraceparent } from "@curfew/runtime/telemetry.ts";
+import type { Attempts } from "./unknown-attempts.ts";
+
+/** The records of curfew.uses.v1. Their ce_id is made of the use's id, so that a report that is repeated repeats the same facts. */
+export interface Facts {
+  decided(use: MessageInitShape<typeof UseDecidedSchema> & { useId: string }): OutRecord;
+  completed(part: MessageInitShape<typeof UseCompletedSchema> & { useId: string; part: number }): OutRecord;
+  /** The allowed answer of this use was never given. */
+  unanswered(use: { readonly useId: string; readonly tokenId: string; readonly resourceService: string }): OutRecord;
+  attempts(merged: Attempts, networkPseudonym: string): OutRecord;
+  newUseId(): string;
+}
+
+export const openFacts = (options: {
+  /** Of the uses topic. */
+  readonly partitions: number;
+  readonly instance: string;
+  readonly clock: Clock;
+  readonly random: Random;
+}): Facts => {
+  const { partitions, instance, clock, random } = options;
+  const source = `/verifier/${instance}`;
+  /** What names no token is kept together by the instance that saw it. */
+  const unnamed = `verifier/${instance}`;
+  const record = (message: Message, id: string, tokenId: string): OutRecord => {
+    const key = tokenId === "" ? unnamed : tokenId;
+    const traceparent = currentTraceparent(random);
+    const event = encodeEvent(message, { source, subject: key, nowMs: clock.now(), random, traceparent, id });
+    return { partition: partitionFor(key, partitions), key, ...event };
+  };
+  const completed: Facts["completed"] = (part) =>
+    record(create(UseCompletedSchema, part), `${part.useId}/completed/${part.part}`, part.tokenId ?? "");
+  return {
+    completed,
+    decided: (use) => record(create(UseDecidedSchema, use), `${use.useId}/decided`, use.tokenId ?? ""),
+    unanswered: (use) =>
+      completed({
+        ...use,
+        completedAt: timestampFromMs(clock.now()),
+        outcome: Outcome.UNANSWERED,
+        part: 1,
+        parts: 1,
+      }),
+    attempts: (merged, networkPseudonym) => {
+      const { resourceService, reason, count, firstMs, lastMs } = merged;
+      const useId = uuidV7(clock.now(), random);
+      const message = create(UnknownAttemptsDeniedSchema, {
+        useId,
+        reason,
+        resourceService,
+        networkPseudonym,
+        count: BigInt(count),
+        firstAt: timestampFromMs(firstMs),
+        lastAt: timestampFromMs(lastMs),
+        instance,
+      });
+      return record(message, `${useId}/attempts`, "");
+    },
+    newUseId: () => uuidV7(clock.now(), random),
+  };
+};
+
+/** What was asked for, without what may name a person. */
+export const detailsOf = (use: UseRequest): UseDetails =>
+  create(UseDetailsSchema, {
+    scope: use.scope,
+    resource: use.resource,
+    purpose: use.purpose,
+    dataCategories: use.dataCategories,
+    controller: use.controller,
+    maxPeople: use.maxPeople,
+    maxRecords: use.maxRecords,
+    action: use.action,
+  });
+
+export const sourceOf = (use: UseRequest, addressPseudonym: string): UseSource =>
+  create(UseSourceSchema, {
+    addressPseudonym,
+    presenterThumbprint: use.presenterThumbprint,
+    country: use.sourceCountry,
+  });
+
+/** Times in requests that no clock of ours would give would break whoever reads them. */
+const maxSeconds = 253_402_300_799n; // the end of the year 9999
+export const isSaneTime = (at: { readonly seconds: bigint; readonly nanos: number }): boolean =>
+  at.seconds >= 0n && at.seconds <= maxSeconds && at.nanos >= 0 && at.nanos < 1_000_000_000;

@@ -1,0 +1,200 @@
+import { BusUnavailable, type OutRecord, type Producer } from "@curfew/event-log/bus.ts";
+import { RpcError } from "@curfew/rpc/errors.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import type { Log } from "@curfew/runtime/log.ts";
+
+/**
+ * Makes uses durable: what waits while a send is open goes out together in the next one. The queue is bounded; a fact whose caller
+ * gave up is dropped while it waits, and followed by `unanswered` once it is on the log.
+ */
+export interface Fact {
+  readonly record: OutRecord;
+  /** What is to be recorded where this became durable and nobody was left to be answered; absent: nothing. */
+  readonly unanswered?: () => OutRecord;
+}
+
+export interface Recorder {
+  /**
+   * Resolves when all are durable. Rejects with RpcError RESOURCE_EXHAUSTED when too many wait, BusUnavailable while the bus is out
+   * (some may become durable all the same), or the signal's reason when it aborted before all were sent.
+   */
+  record(facts: readonly Fact[], signal: AbortSignal): Promise<void>;
+  /** For records that have no caller: they wait out an outage. Resolves when durable; rejects only once closed. */
+  follow(records: readonly OutRecord[]): Promise<void>;
+  /** False while a send waits out an outage. For health. */
+  readonly reachable: boolean;
+  /** Sends what waits, as far as the bus takes it within 2 s. */
+  close(): Promise<void>;
+}
+
+export const maxWaiting = 10_000;
+const maxBatchRecords = 1_000;
+const maxBatchBytes = 3 * 2 ** 20;
+/** Headers, generously: the producer counts them too. */
+const overheadBytes = 1_200;
+/** How long a caller waits for an open send. */
+export const patienceMs = 2_000;
+const closeMs = 2_000;
+
+interface Entry {
+  readonly signal: AbortSignal | undefined;
+  left: number;
+  settled: boolean;
+  resolve(): void;
+  reject(error: unknown): void;
+}
+
+interface Waiting {
+  readonly fact: Fact;
+  readonly entry: Entry;
+}
+
+const busOut = () => new BusUnavailable("the bus does not take uses now");
+const isGone = (entry: Entry): boolean => entry.settled || entry.signal?.aborted === true;
+
+export const openRecorder = (options: {
+  readonly producer: Producer;
+  readonly clock: Clock;
+  readonly log: Log;
+}): Recorder => new BatchingRecorder(options.producer, options.clock, options.log);
+
+class BatchingRecorder implements Recorder {
+  readonly #producer: Producer;
+  readonly #clock: Clock;
+  readonly #log: Log;
+  #queue: Waiting[] = [];
+  #open: readonly Waiting[] = [];
+  #running: Promise<void> | undefined;
+  #stalled: boolean = false;
+  #closed: boolean = false;
+
+  constructor(producer: Producer, clock: Clock, log: Log) {
+    this.#producer = producer;
+    this.#clock = clock;
+    this.#log = log;
+  }
+
+  get reachable(): boolean {
+    return !this.#stalled && this.#producer.reachable;
+  }
+
+  async record(facts: readonly Fact[], signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted();
+    if (this.#closed || !this.reachable) throw busOut();
+    if (this.#queue.length + this.#open.length + facts.length > maxWaiting) this.#dropGone();
+    if (this.#queue.length + this.#open.length + facts.length > maxWaiting)
+      throw new RpcError({
+        status: "RESOURCE_EXHAUSTED",
+        reason: "TOO_MANY_USES_WAITING",
+        message: `more than ${maxWaiting} uses wait to be recorded; retry later`,
+        retryDelayMs: 1_000,
+      });
+    await this.#enqueue(facts, signal);
+  }
+
+  async follow(records: readonly OutRecord[]): Promise<void> {
+    await this.#enqueue(
+      records.map((record) => ({ record })),
+      undefined,
+    );
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    const over = new AbortController();
+    await Promise.race([this.#running, this.#clock.sleep(closeMs, over.signal)]);
+    over.abort();
+    // Rejects what is left in the open send, which ends the loop; what still waits is refused there.
+    await this.#producer.close();
+    await this.#running;
+  }
+
+  #enqueue(facts: readonly Fact[], signal: AbortSignal | undefined): Promise<void> {
+    if (facts.length === 0) return Promise.resolve();
+    return new Promise((resolve, reject) => {
+      const entry: Entry = { signal, left: facts.length, settled: false, resolve, reject };
+      for (const fact of facts) this.#queue.push({ fact, entry });
+      this.#running ??= this.#run();
+    });
+  }
+
+  async #run(): Promise<void> {
+    // What is decided in the same turn goes out together.
+    await Promise.resolve();
+    for (let batch = this.#take(); batch.length > 0; batch = this.#take()) {
+      this.#open = batch;
+      try {
+        await this.#send(batch);
+        for (const waiting of batch) this.#durable(waiting);
+      } catch (error) {
+        // Refused or closed: the callers are told, and an allowed answer was given to none of them.
+        if ((error as Error).name !== "BusUnavailable") this.#log.error({ err: error }, "uses were refused by the bus");
+        for (const { entry } of batch) settle(entry, () => entry.reject(error));
+      }
+      this.#open = [];
+    }
+    this.#running = undefined;
+  }
+
+  async #send(batch: readonly Waiting[]): Promise<void> {
+    const sent = new AbortController();
+    const impatient = this.#clock.sleep(patienceMs, sent.signal).then(() => {
+      if (sent.signal.aborted) return;
+      this.#stalled = true;
+      // They are answered UNAVAILABLE; what is in the open send may become durable, what only waits is dropped.
+      for (const { entry } of [...batch, ...this.#queue]) if (entry.signal) settle(entry, () => entry.reject(busOut()));
+      this.#dropGone();
+    });
+    try {
+      await this.#producer.send(batch.map(({ fact }) => fact.record));
+    } finally {
+      sent.abort();
+      this.#stalled = false;
+      await impatient;
+    }
+  }
+
+  #durable({ fact, entry }: Waiting): void {
+    entry.left -= 1;
+    if (isGone(entry)) {
+      settle(entry, () => entry.reject(entry.signal?.reason));
+      if (!fact.unanswered) return;
+      // Only closing rejects it, and then the use counts with its declared maximum.
+      this.follow([fact.unanswered()]).catch(() => undefined);
+    } else if (entry.left === 0) settle(entry, entry.resolve);
+  }
+
+  /** The next batch, without what nobody waits for any more. */
+  #take(): Waiting[] {
+    const batch: Waiting[] = [];
+    let bytes = 0;
+    let looked = 0;
+    for (const waiting of this.#queue) {
+      const size = overheadBytes + waiting.fact.record.value.byteLength;
+      if (batch.length >= maxBatchRecords || (batch.length > 0 && bytes + size > maxBatchBytes)) break;
+      looked += 1;
+      if (drop(waiting)) continue;
+      batch.push(waiting);
+      bytes += size;
+    }
+    this.#queue = this.#queue.slice(looked);
+    return batch;
+  }
+
+  #dropGone(): void {
+    this.#queue = this.#queue.filter((waiting) => !drop(waiting));
+  }
+}
+
+const settle = (entry: Entry, act: () => void): void => {
+  if (entry.settled) return;
+  entry.settled = true;
+  act();
+};
+
+/** True where nobody waits for it, who is then told. */
+const drop = ({ entry }: Waiting): boolean => {
+  if (!isGone(entry)) return false;
+  settle(entry, () => entry.reject(entry.signal?.reason));
+  return true;
+};

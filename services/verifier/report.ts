@@ -1,0 +1,112 @@
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
+import type {
+  CachedUse,
+  CompletedUse,
+  ReportUsesRequest,
+} from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import type { OutRecord } from "@curfew/event-log/bus.ts";
+import type { Pseudonyms } from "@curfew/personal-data/pseudonyms.ts";
+import type { CallContext } from "@curfew/rpc/service-definition.ts";
+import type { Address } from "./address.ts";
+import { detailsOf, sourceOf } from "./facts.ts";
+import type { RequestCheck } from "./requests.ts";
+import { pseudonymOf, type Verifier } from "./verify.ts";
+
+/**
+ * Uses that an SDK answered by itself, and what accesses touched, become facts as they are reported, in the name of the calling
+ * resource service; people and addresses become pseudonyms first. Answers once all is durable; repeating it repeats the same ce_ids.
+ */
+export const reportUses = async (
+  verifier: Verifier,
+  request: ReportUsesRequest,
+  check: RequestCheck,
+  ctx: CallContext,
+): Promise<{ readonly acknowledgedSequence: bigint }> => {
+  const { cachedUses, completedUses } = request;
+  const addresses = cachedUses.map((use, i) => check.cachedUse(use, `cached_uses[${i}]`));
+  for (const [i, { tokenId, people }] of completedUses.entries()) {
+    check.tokenId(tokenId, `completed_uses[${i}].token_id`);
+    check.people(people, `completed_uses[${i}].people`);
+  }
+  check.assertRight();
+  const pseudonyms: string[][] = [];
+  for (const [i, { people }] of completedUses.entries())
+    pseudonyms.push(await pseudonymsOf(verifier.pseudonyms, people, `completed_uses[${i}].people`, check));
+  check.assertRight();
+  const records: OutRecord[] = [];
+  for (const [i, use] of cachedUses.entries())
+    records.push(await cachedRecord(verifier, use, addresses[i], request.instance, ctx));
+  for (const [i, part] of completedUses.entries())
+    records.push(completedRecord(verifier, part, pseudonyms[i] ?? [], ctx));
+  await verifier.recorder.record(
+    records.map((record) => ({ record })),
+    ctx.signal,
+  );
+  let acknowledgedSequence = 0n;
+  for (const { instanceSequence } of cachedUses)
+    if (instanceSequence > acknowledgedSequence) acknowledgedSequence = instanceSequence;
+  return { acknowledgedSequence };
+};
+
+/** Each person once: the same one named twice in a part is one person touched. */
+const pseudonymsOf = async (
+  pseudonyms: Pseudonyms,
+  people: CompletedUse["people"],
+  at: string,
+  check: RequestCheck,
+): Promise<string[]> => {
+  if (people.length === 0) return [];
+  try {
+    return [...new Set(await pseudonyms.pseudonymsOf(people))];
+  } catch (error) {
+    if ((error as Error).name !== "InvalidIdentity") throw error;
+    // Its message names the place in the batch, never the value.
+    check.violation(at, "INVALID_IDENTIFIER", (error as Error).message);
+    return [];
+  }
+};
+
+const cachedRecord = async (
+  verifier: Verifier,
+  cached: CachedUse,
+  address: Address | undefined,
+  instance: string,
+  ctx: CallContext,
+): Promise<OutRecord> => {
+  const { fold, facts } = verifier;
+  const { use, useId, decidedAt, tokenId, generation, reason, instanceSequence } = cached;
+  return facts.decided({
+    useId: useId.toLowerCase(),
+    ...(decidedAt && { decidedAt }),
+    tokenId,
+    generation,
+    // A token we do not know (any more) is recorded all the same: what happened is not ours to doubt.
+    subject: fold.token(tokenId)?.subject?.value ?? "",
+    resourceService: ctx.caller.name,
+    instance,
+    reason,
+    ...(use && { details: detailsOf(use), source: sourceOf(use, await pseudonymOf(verifier, use, address)) }),
+    instanceSequence,
+  });
+};
+
+const completedRecord = (
+  { facts, clock }: Verifier,
+  completed: CompletedUse,
+  people: string[],
+  ctx: CallContext,
+): OutRecord => {
+  const { useId, tokenId, outcome, records, unnamedPeople, part, parts } = completed;
+  return facts.completed({
+    useId: useId.toLowerCase(),
+    completedAt: timestampFromMs(clock.now()),
+    tokenId,
+    outcome,
+    records,
+    people,
+    unnamedPeople,
+    part,
+    parts,
+    resourceService: ctx.caller.name,
+  });
+};

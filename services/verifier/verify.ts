@@ -1,0 +1,216 @@
+import type { MessageInitShape } from "@bufbuild/protobuf";
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
+import type { Watcher } from "@curfew/client/watch.ts";
+import { EvidenceMode } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
+import { Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import type {
+  UseRequest,
+  VerifyTokenRequest,
+  VerifyTokenResponseSchema,
+} from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import type { Keyring } from "@curfew/keyring/keyring.ts";
+import type { Pseudonyms } from "@curfew/personal-data/pseudonyms.ts";
+import type { Feed } from "@curfew/projection/feed.ts";
+import { past } from "@curfew/projection/progress.ts";
+import type { CallContext } from "@curfew/rpc/service-definition.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import { digest, secretHash } from "@curfew/token-format/digest.ts";
+import { parseSecret } from "@curfew/token-format/secret.ts";
+import type { Address } from "./address.ts";
+import { type Decision, decide, lifeOf, needsFreshness } from "./decide.ts";
+import { detailsOf, type Facts, sourceOf } from "./facts.ts";
+import { digestKey, endOf, type Fold, type Generation } from "./fold.ts";
+import type { Fact, Recorder } from "./recorder.ts";
+import type { UnknownAttempts } from "./unknown-attempts.ts";
+
+/** What the handlers work with once the log is read. */
+export interface Verifier {
+  readonly fold: Fold;
+  readonly feed: Feed;
+  readonly watcher: Watcher;
+  /** Waits at most so many ms until this replica is live. */
+  readonly liveWithin: (waitMs: number) => Promise<boolean>;
+  readonly recorder: Recorder;
+  readonly facts: Facts;
+  readonly unknownAttempts: UnknownAttempts;
+  readonly pseudonyms: Pseudonyms;
+  readonly keyring: Keyring;
+  readonly instance: string;
+  readonly clock: Clock;
+}
+
+/** A request whose fields have been checked. */
+export interface AskedUse {
+  readonly request: VerifyTokenRequest;
+  readonly use: UseRequest;
+  readonly address: Address | undefined;
+}
+
+type Response = MessageInitShape<typeof VerifyTokenResponseSchema>;
+
+/** An answer on its way: given once `fact` is durable, and looked at again then. */
+interface Pending {
+  readonly decision: Decision;
+  readonly useId: string;
+  readonly fact: Fact | undefined;
+}
+
+/** How long a request waits for this replica to become fresh, or to have read what it names. */
+export const freshWaitMs = 250;
+export const addressType = "address";
+
+/** Answers uses of one call: each on its own, all made durable together. */
+export const verifyUses = async (
+  verifier: Verifier,
+  asked: readonly AskedUse[],
+  ctx: CallContext,
+): Promise<Response[]> => {
+  const pending = await Promise.all(asked.map((one) => decideUse(verifier, one, ctx)));
+  const facts = pending.flatMap(({ fact }) => fact ?? []);
+  if (facts.length > 0) await verifier.recorder.record(facts, ctx.signal);
+  // Synchronous from here to the reply: whatever is acknowledged to `revocation` has been looked at.
+  return pending.map((one) => answer(verifier, one, ctx));
+};
+
+const decideUse = async (verifier: Verifier, asked: AskedUse, ctx: CallContext): Promise<Pending> => {
+  const { unknownAttempts, clock } = verifier;
+  const { use, address } = asked;
+  const decision = await decideFresh(verifier, asked, ctx);
+  const { reason } = decision;
+  if (reason === Reason.MALFORMED || reason === Reason.UNKNOWN) {
+    unknownAttempts.add(ctx.caller.name, reason, address?.network ?? "", clock.now());
+    return { decision, useId: "", fact: undefined };
+  }
+  return recorded(verifier, use, decision, await pseudonymOf(verifier, use, address), ctx);
+};
+
+const recorded = (
+  { facts, instance, clock }: Verifier,
+  use: UseRequest,
+  decision: Decision,
+  addressPseudonym: string,
+  ctx: CallContext,
+): Pending => {
+  const { reason, generation } = decision;
+  const useId = facts.newUseId();
+  const tokenId = generation?.token.id ?? "";
+  const resourceService = ctx.caller.name;
+  const record = facts.decided({
+    useId,
+    decidedAt: timestampFromMs(clock.now()),
+    tokenId,
+    generation: generation?.number ?? 0,
+    subject: generation?.token.subject?.value ?? "",
+    resourceService,
+    instance,
+    reason,
+    details: detailsOf(use),
+    source: sourceOf(use, addressPseudonym),
+  });
+  const unanswered = () => facts.unanswered({ useId, tokenId, resourceService });
+  return { decision, useId, fact: reason === Reason.OK ? { record, unanswered } : { record } };
+};
+
+/** The decision by what is known now; where more of the log could change it, only by a fresh verifier that has read what is asked. */
+const decideFresh = async (verifier: Verifier, asked: AskedUse, ctx: CallContext): Promise<Decision> => {
+  const { feed, watcher, clock } = verifier;
+  const { request } = asked;
+  const hash = hashOf(request);
+  if (!hash) return { reason: Reason.MALFORMED, generation: undefined };
+  const first = decideNow(verifier, asked, hash, ctx);
+  if (!needsFreshness(first.reason)) return first;
+  if (request.atLeast.length === 0 && watcher.isLive()) return first;
+  const untilMs = Math.min(clock.now() + freshWaitMs, ctx.deadlineMs ?? Number.POSITIVE_INFINITY);
+  const waitMs = () => Math.max(0, untilMs - clock.now());
+  const has = await feed.reached(past(request.atLeast), waitMs());
+  const isFresh = has && (await verifier.liveWithin(waitMs()));
+  const decision = decideNow(verifier, asked, hash, ctx);
+  return isFresh || !needsFreshness(decision.reason) ? decision : { ...decision, reason: Reason.STALE_VERIFIER };
+};
+
+const decideNow = (verifier: Verifier, { use }: AskedUse, hash: Uint8Array, { caller }: CallContext): Decision => {
+  const { fold, clock } = verifier;
+  const { scope, resource, purpose, dataCategories, presenterThumbprint } = use;
+  const intended = { scope, resource, purpose, dataCategories, audience: caller.name, presenterThumbprint };
+  return decide(fold, find(verifier, hash), intended, clock.now());
+};
+
+/** Waits for liveness on behalf of all callers at once; answers whether it is live now. */
+export const openLiveWait = (watcher: Watcher, clock: Clock): ((waitMs: number) => Promise<boolean>) => {
+  let live: Promise<void> | undefined;
+  return async (waitMs) => {
+    if (watcher.isLive()) return true;
+    live ??= watcher
+      .whenLive()
+      .catch(() => undefined)
+      .finally(() => {
+        live = undefined;
+      });
+    const over = new AbortController();
+    await Promise.race([live, clock.sleep(waitMs, over.signal)]);
+    over.abort();
+    return watcher.isLive();
+  };
+};
+
+/** Undefined for a secret that is not of our format: neither hashed nor looked up. */
+const hashOf = ({ credential }: VerifyTokenRequest): Uint8Array | undefined => {
+  if (credential.case === "secretSha256") return credential.value;
+  return credential.case === "secret" && parseSecret(credential.value).ok ? secretHash(credential.value) : undefined;
+};
+
+/** Tries each live pepper, at most four. */
+const find = ({ fold, keyring }: Verifier, hash: Uint8Array): Generation | undefined => {
+  for (const { key } of keyring.peppers().all) {
+    const found = fold.find(digestKey(digest(key, hash)));
+    if (found) return found;
+  }
+  return undefined;
+};
+
+export const pseudonymOf = async (
+  { pseudonyms }: Verifier,
+  { controller }: UseRequest,
+  address: Address | undefined,
+): Promise<string> =>
+  address ? pseudonyms.pseudonymOf({ controller, identifierType: addressType, value: address.text }) : "";
+
+/** The last step: an answer that would allow is checked again, and where it may not be given, the log says so. */
+const answer = (verifier: Verifier, { decision, useId }: Pending, ctx: CallContext): Response => {
+  const { fold, watcher, recorder, facts, clock } = verifier;
+  const { generation } = decision;
+  const named = { useId, tokenId: generation?.token.id ?? "", subject: generation?.token.subject?.value ?? "" };
+  if (decision.reason !== Reason.OK || !generation) return { ...named, allowed: false, reason: decision.reason };
+  const life = lifeOf(fold, generation, clock.now());
+  const reason = life === Reason.OK && !watcher.isLive() ? Reason.STALE_VERIFIER : life;
+  if (reason === Reason.OK) return allowed(verifier, generation, named);
+  // Only closing rejects it; the use then counts with its declared maximum.
+  recorder
+    .follow([facts.unanswered({ useId, tokenId: named.tokenId, resourceService: ctx.caller.name })])
+    .catch(() => undefined);
+  return { ...named, allowed: false, reason };
+};
+
+const allowed = (
+  { feed }: Verifier,
+  generation: Generation,
+  named: { readonly useId: string; readonly tokenId: string; readonly subject: string },
+): Response => {
+  const { token, number, notBeforeMs } = generation;
+  const expiresAt = timestampFromMs(endOf(generation));
+  const grant = token.grant?.value;
+  const base: Response = { ...named, allowed: true, reason: Reason.OK, expiresAt };
+  if (!grant || grant.evidenceMode !== EvidenceMode.BATCHED) return base;
+  const { tokenId, subject } = named;
+  const cacheable = {
+    tokenId,
+    generation: number,
+    subject,
+    grant,
+    notBefore: timestampFromMs(notBeforeMs),
+    expiresAt,
+    ancestors: [...token.ancestors],
+    asOf: feed.positions(),
+  };
+  return { ...base, cacheable };
+};
