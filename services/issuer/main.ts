@@ -1,0 +1,10 @@
+import { runService } from "@curfew/rpc/process.ts";
+import { issuerSpec } from "./config.ts";
+import { openIssuer } from "./service.ts";
+
+await runService({
+  name: "issuer",
+  spec: issuerSpec,
+  env: process.env,
+  open: (parts, { identitiesDir }) => openIssuer({ ...parts, ...(identitiesDir && { identitiesDir }) }),
+});

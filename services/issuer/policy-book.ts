@@ -1,0 +1,79 @@
+import type { PolicyPublished } from "@curfew/contracts/gen/curfew/events/v1/tokens_pb.ts";
+import { Rejection } from "@curfew/decider/decider.ts";
+import type { Collection } from "@curfew/document-store/port.ts";
+import type { Aggregates } from "@curfew/event-log/handle-command.ts";
+import type { CommitDoc } from "@curfew/event-log/streams.ts";
+import { type PolicyState, type PublishPolicy, policyStream } from "./domain/records.ts";
+import type { RejectionCode } from "./domain/requests.ts";
+import type { Policy } from "./policy.ts";
+
+/** The policies in force, from the issuer's own streams, so that a broken bus changes nothing. */
+export interface PolicyBook {
+  /** Runs `use` on the policies as they are in the store now; what they refuse is judged again after looking for policies with new names. */
+  judge<T>(use: (policies: readonly Policy[]) => Promise<T>): Promise<T>;
+}
+
+const maxPolicies = 1_000;
+const prefix = policyStream("");
+const afterPrefix = `${prefix.slice(0, -1)}0`;
+
+/** Runs of `work` shared by all who ask: each caller gets one that began after it asked, and one runs at a time. */
+const shared = <T>(work: () => Promise<T>): (() => Promise<T>) => {
+  let running: Promise<T> | undefined;
+  let next: Promise<T> | undefined;
+  const start = (): Promise<T> => {
+    const run = work().finally(() => {
+      if (running === run) running = undefined;
+    });
+    running = run;
+    return run;
+  };
+  return () => {
+    if (!running) return start();
+    next ??= running
+      .catch(() => undefined)
+      .then(() => {
+        next = undefined;
+        return start();
+      });
+    return next;
+  };
+};
+
+export const openPolicyBook = (parts: {
+  readonly commits: Collection<CommitDoc>;
+  readonly policies: Aggregates<PolicyState, PublishPolicy, PolicyPublished>;
+}): PolicyBook => {
+  const names = new Set<string>();
+
+  /** One read per policy: each jumps over the versions of the one before. */
+  const discover = async () => {
+    for (let from = prefix; names.size < maxPolicies; ) {
+      const [commit] = await parts.commits.find({ from, below: afterPrefix, limit: 1 });
+      if (!commit) return;
+      names.add(commit.stream.slice(prefix.length));
+      from = `${commit.stream}@~`; // after every version, which are digits
+    }
+  };
+  const load = async (): Promise<readonly Policy[]> => {
+    const states = await Promise.all([...names].map((name) => parts.policies.load(policyStream(name))));
+    return states.flatMap(({ inForce }) => inForce ?? []);
+  };
+  const known = shared(load);
+  const all = shared(async () => {
+    await discover();
+    return await load();
+  });
+
+  return {
+    async judge(use) {
+      try {
+        return await use(await known());
+      } catch (error) {
+        const refused: RejectionCode = "POLICY_REFUSED";
+        if (!(error instanceof Rejection && error.code === refused)) throw error;
+        return await use(await all());
+      }
+    },
+  };
+};
