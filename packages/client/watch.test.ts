@@ -82,7 +82,7 @@ describe("a watcher", () => {
   });
 
   test("what cannot be applied is not acknowledged and ends its being live; a new stream tries again", async () => {
-    let broken = true;
+    let broken: boolean = true;
     const watcher = await watch({
       onEnded: (tokens) => {
         if (broken) throw new Error("cannot be applied");

@@ -66,8 +66,8 @@ const refuse = (): never => {
 };
 
 interface WatchStream {
-  readonly requests: WatchRevocationsRequest[];
   push(message: WatchRevocationsResponse): void;
+  finish(): void;
 }
 
 export const openFakeRevocation = () => {
@@ -78,8 +78,8 @@ export const openFakeRevocation = () => {
     received,
     streams,
     /** No marks while false. */
-    marks: true,
-    leases: true,
+    marks: true as boolean,
+    leases: true as boolean,
     positions: positionsAt(10),
     /** Sent to each new stream first. */
     recent: [] as MessageInitShape<typeof EndedTokenSchema>[],
@@ -88,6 +88,9 @@ export const openFakeRevocation = () => {
     acknowledged: () => received.flatMap((kind) => (kind.case === "acknowledge" ? kind.value.revocationEventIds : [])),
     push(...tokens: MessageInitShape<typeof EndedTokenSchema>[]) {
       for (const stream of streams) stream.push(endedMessage(tokens));
+    },
+    breakStreams() {
+      for (const stream of streams) stream.finish();
     },
     service: (): BoundService =>
       bindService(RevocationService, {
@@ -111,18 +114,18 @@ export const openFakeRevocation = () => {
   async function* watch(requests: AsyncIterable<WatchRevocationsRequest>, signal: AbortSignal) {
     const queue: WatchRevocationsResponse[] = [];
     let woken = Promise.withResolvers<void>();
-    let over = false;
+    let over: boolean = false;
     const stream: WatchStream = {
-      requests: [],
       push(message) {
         queue.push(message);
         woken.resolve();
       },
+      finish() {
+        over = true;
+        woken.resolve();
+      },
     };
-    const finish = () => {
-      over = true;
-      woken.resolve();
-    };
+    const { finish } = stream;
     signal.addEventListener("abort", finish);
     const reading = (async () => {
       for await (const request of requests) {

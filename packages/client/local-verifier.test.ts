@@ -1,0 +1,499 @@
+import { Outcome, Reason, ReasonSchema } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { type AccessRequest, InvalidRequest } from "./access-request.ts";
+import { Denied } from "./denied.ts";
+import { type LocalVerifier, type LocalVerifierOptions, openLocalVerifier } from "./local-verifier.ts";
+import type { Use } from "./open-use.ts";
+import {
+  type FakeRevocation,
+  type FakeSuite,
+  type FakeToken,
+  type FakeVerifier,
+  openFakeRevocation,
+  openFakeSuite,
+  openFakeVerifier,
+  openJumpyClock,
+  positionsAt,
+} from "./testing/fake-suite.ts";
+
+let suite: FakeSuite;
+let revocation: FakeRevocation;
+let verifier: FakeVerifier;
+let time: ReturnType<typeof openJumpyClock>;
+let addresses: { verifier: string; revocation: string };
+let stopVerifier: () => Promise<void>;
+
+beforeEach(async () => {
+  suite = await openFakeSuite();
+  time = openJumpyClock();
+  revocation = openFakeRevocation();
+  verifier = openFakeVerifier(time.clock);
+  const watched = await suite.serve("revocation", revocation.service());
+  const asked = await suite.serve("verifier", verifier.service());
+  stopVerifier = asked.stop;
+  addresses = { verifier: asked.address, revocation: watched.address };
+});
+afterEach(() => suite.close());
+
+const until = (what: () => unknown) => expect.poll(what, { timeout: 10_000, interval: 10 });
+
+const openSdk = async (options: Partial<LocalVerifierOptions> = {}): Promise<LocalVerifier> => {
+  const { caPem, trustDomain } = suite;
+  const sdk = openLocalVerifier({
+    verifier: [addresses.verifier],
+    revocation: [addresses.revocation],
+    identity: await suite.identity("/workload/crm"),
+    caPem,
+    trustDomain,
+    clock: time.clock,
+    ...options,
+  });
+  suite.closers.push(() => sdk.close());
+  return sdk;
+};
+
+const openLiveSdk = async (options: Partial<LocalVerifierOptions> = {}): Promise<LocalVerifier> => {
+  const sdk = await openSdk(options);
+  await sdk.whenLive(AbortSignal.timeout(10_000));
+  return sdk;
+};
+
+const request: AccessRequest = {
+  scope: "invoices:read",
+  resource: "invoices/7",
+  purpose: "billing",
+  dataCategories: ["contact"],
+  controller: "acme",
+  maxPeople: 1,
+  maxRecords: 10,
+};
+const idOf = (use: Use) => use.useId;
+const read = (sdk: LocalVerifier, token: FakeToken, more: Partial<AccessRequest> = {}) =>
+  sdk.authorize(token.secret, { ...request, ...more }, idOf);
+/** The reason why, having checked that the access did not run. */
+const denial = async (sdk: LocalVerifier, token: FakeToken, more: Partial<AccessRequest> = {}, options = {}) => {
+  const denied = await sdk
+    .authorize(token.secret, { ...request, ...more }, () => expect.unreachable("the access ran"), options)
+    .then(
+      () => expect.unreachable("it was allowed"),
+      (error: unknown) => error,
+    );
+  expect(denied).toBeInstanceOf(Denied);
+  return (denied as Denied).reason;
+};
+/** In the cache from here on. */
+const seen = async (sdk: LocalVerifier, options: Partial<FakeToken> = {}): Promise<FakeToken> => {
+  const token = verifier.token(options);
+  await read(sdk, token);
+  const { asked } = verifier;
+  await read(sdk, token);
+  expect(verifier.asked).toBe(asked);
+  return token;
+};
+const revokedPush = ({ tokenId }: { tokenId: string }) => ({ tokenId, revocationEventId: `revocation of ${tokenId}` });
+
+describe("first sight and cache", () => {
+  test("the first check asks the verifier, by the SHA-256 of the secret; later ones are decided here and reported", async () => {
+    const sdk = await openLiveSdk();
+    const token = verifier.token();
+    const remote = await read(sdk, token);
+    const local = await read(sdk, token);
+    expect(verifier.asked).toBe(1);
+    await until(() => verifier.cached.size).toBe(1);
+    const use = verifier.cached.get(local);
+    expect(use).toMatchObject({ instanceSequence: 1n, tokenId: token.tokenId, generation: 1, reason: Reason.OK });
+    expect(use?.use).toMatchObject({ scope: "invoices:read", controller: "acme", maxPeople: 1n, maxRecords: 10n });
+    await until(() => new Set(verifier.completed.keys())).toEqual(new Set([`${remote}/1`, `${local}/1`]));
+  });
+
+  test("questions of one turn travel together, at most 256", async () => {
+    const sdk = await openSdk();
+    const tokens = Array.from({ length: 300 }, () => verifier.token({ cacheable: false }));
+    await Promise.all(tokens.map((token) => read(sdk, token)));
+    expect(new Set(verifier.batches)).toEqual(new Set([256, 44]));
+  });
+
+  test("what the verifier does not let be cached is asked every time: before-use", async () => {
+    const sdk = await openLiveSdk();
+    const token = verifier.token({ cacheable: false });
+    for (let i = 0; i < 3; i += 1) await read(sdk, token);
+    expect(verifier.asked).toBe(3);
+    expect(verifier.cached.size).toBe(0);
+  });
+
+  test("the grant is checked here too, and the refusal is a use as well", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    expect(await denial(sdk, token, { scope: "invoices:write" })).toBe("SCOPE_MISSING");
+    expect(await denial(sdk, token, { resource: "payroll/1" })).toBe("RESOURCE_NOT_GRANTED");
+    expect(await denial(sdk, token, { purpose: "marketing" })).toBe("PURPOSE_NOT_GRANTED");
+    expect(await denial(sdk, token, { dataCategories: ["health"] })).toBe("DATA_CATEGORY_NOT_GRANTED");
+    expect(verifier.asked).toBe(1);
+    await until(() => new Set([...verifier.cached.values()].map(({ reason }) => reason))).toEqual(
+      new Set([
+        Reason.OK,
+        Reason.SCOPE_MISSING,
+        Reason.RESOURCE_NOT_GRANTED,
+        Reason.PURPOSE_NOT_GRANTED,
+        Reason.DATA_CATEGORY_NOT_GRANTED,
+      ]),
+    );
+  });
+
+  test("a controller that the verifier has not accepted yet is asked about, cached token or not", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    await read(sdk, token, { controller: "globex" });
+    expect(verifier.asked).toBe(2);
+    await read(sdk, token, { controller: "globex" });
+    expect(verifier.asked).toBe(2);
+  });
+
+  test("an entry that has run out is asked about again", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk, { expiresAtMs: time.clock.now() + 60_000 });
+    token.reason = Reason.EXPIRED;
+    time.stopFor(60_000);
+    await sdk.whenLive(AbortSignal.timeout(10_000));
+    expect(await denial(sdk, token)).toBe("EXPIRED");
+  });
+
+  test("the cache is bounded: the oldest makes room", async () => {
+    const sdk = await openLiveSdk({ cacheEntries: 2 });
+    const first = await seen(sdk);
+    await seen(sdk);
+    const third = await seen(sdk);
+    const { asked } = verifier;
+    await read(sdk, third);
+    expect(verifier.asked).toBe(asked);
+    await read(sdk, first);
+    expect(verifier.asked).toBe(asked + 1);
+  });
+
+  test("an answer of a verifier that has read less than the stream began with is used, not kept", async () => {
+    const sdk = await openLiveSdk();
+    const token = verifier.token({ asOf: positionsAt(9) });
+    await read(sdk, token);
+    await read(sdk, token);
+    expect(verifier.asked).toBe(2);
+    token.asOf = positionsAt(10);
+    await read(sdk, token);
+    await read(sdk, token);
+    expect(verifier.asked).toBe(3);
+  });
+
+  test("positions that must have been read are the verifier's to judge", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    await sdk.authorize(token.secret, request, idOf, { atLeast: [] });
+    expect(verifier.asked).toBe(1);
+  });
+});
+
+describe("a token ends", () => {
+  test("a pushed revocation kills the cached answer before it is acknowledged; the verifier's reason is passed on", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    token.reason = Reason.REVOKED;
+    revocation.push(revokedPush(token));
+    await until(() => revocation.acknowledged()).toEqual([`revocation of ${token.tokenId}`]);
+    const { asked } = verifier;
+    expect(await denial(sdk, token)).toBe("REVOKED");
+    expect(verifier.asked).toBe(asked + 1);
+  });
+
+  test("so does that of a token it was derived from", async () => {
+    const sdk = await openLiveSdk();
+    const parent = verifier.token();
+    const child = await seen(sdk, { ancestors: [parent.tokenId] });
+    child.reason = Reason.REVOKED;
+    revocation.push(revokedPush(parent));
+    await until(() => revocation.acknowledged().length).toBe(1);
+    expect(await denial(sdk, child)).toBe("REVOKED");
+  });
+
+  test("an allowed answer that a push overtook is not used, and the log is told so", async () => {
+    const sdk = await openLiveSdk();
+    const token = verifier.token();
+    verifier.beforeAnswer = async () => {
+      revocation.push(revokedPush(token));
+      await until(() => revocation.acknowledged().length).toBe(1);
+    };
+    expect(await denial(sdk, token)).toBe("REVOKED");
+    await until(() => [...verifier.completed.values()].map(({ outcome }) => outcome)).toEqual([Outcome.UNANSWERED]);
+  });
+
+  test("a verifier that has not heard of a revocation yet is not believed any more once we have", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    revocation.push(revokedPush(token));
+    await until(() => revocation.acknowledged().length).toBe(1);
+    expect(await denial(sdk, token)).toBe("REVOKED");
+    expect(await denial(sdk, token)).toBe("REVOKED");
+  });
+
+  test("a rotation ends the generation before at its time, not sooner", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    const seconds = BigInt(Math.floor(time.clock.now() / 1000) + 60);
+    revocation.push(
+      { tokenId: token.tokenId, upToGeneration: 1, endsAt: { seconds, nanos: 0 } },
+      revokedPush({ tokenId: "tok_other" }),
+    );
+    await until(() => revocation.acknowledged().length).toBe(1);
+    await read(sdk, token);
+    expect(verifier.asked).toBe(1);
+    token.reason = Reason.SUPERSEDED;
+    time.stopFor(61_000);
+    await sdk.whenLive(AbortSignal.timeout(10_000));
+    expect(await denial(sdk, token)).toBe("SUPERSEDED");
+  });
+
+  test.for(Object.keys(Reason).filter((name) => name !== "UNSPECIFIED" && name !== "OK"))(
+    "%s of the verifier is passed on",
+    async (name) => {
+      const sdk = await openSdk();
+      const reason = ReasonSchema.values.find(({ localName }) => localName === name)?.number as Reason;
+      expect(await denial(sdk, verifier.token({ reason }))).toBe(name);
+    },
+  );
+
+  test("an unknown secret, or something that is no secret, is UNKNOWN", async () => {
+    const sdk = await openSdk();
+    for (const secret of ["", "not a secret", "x".repeat(100_000), "\ud800"])
+      await expect(sdk.authorize(secret, request, idOf)).rejects.toMatchObject({ reason: "UNKNOWN" });
+  });
+});
+
+describe("not live", () => {
+  test("every check goes to the verifier; that one unreachable, it is denied", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    revocation.marks = false;
+    time.stopFor(2_000);
+    const { asked } = verifier;
+    await read(sdk, token);
+    expect(verifier.asked).toBe(asked + 1);
+    await stopVerifier();
+    expect(await denial(sdk, token)).toBe("VERIFIER_UNREACHABLE");
+  });
+
+  test("stopped and resumed, the cache is not trusted: SIGSTOP", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    token.reason = Reason.REVOKED;
+    time.stopFor(10_000);
+    expect(await denial(sdk, token)).toBe("REVOKED");
+  });
+
+  test("an answer that arrives after a stop is too old to use", async () => {
+    const sdk = await openLiveSdk();
+    verifier.beforeAnswer = async () => time.stopFor(2_000);
+    expect(await denial(sdk, verifier.token())).toBe("STALE_VERIFIER");
+    await until(() => [...verifier.completed.values()].map(({ outcome }) => outcome)).toEqual([Outcome.UNANSWERED]);
+  });
+
+  test("after a gap too long to be caught up with, what was kept before is asked about again", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    revocation.positions = positionsAt(30);
+    time.stopFor(60_000);
+    revocation.breakStreams();
+    await until(() => revocation.hellos().length).toBe(2);
+    await sdk.whenLive(AbortSignal.timeout(10_000));
+    const { asked } = verifier;
+    await read(sdk, token);
+    expect(verifier.asked).toBe(asked + 1);
+  });
+
+  test("another verifier is asked when one is gone", async () => {
+    const second = await suite.serve("verifier", verifier.service());
+    const sdk = await openSdk({ verifier: [addresses.verifier, second.address] });
+    await stopVerifier();
+    await read(sdk, verifier.token());
+  });
+
+  test("a question that the verifier refuses takes no other with it", async () => {
+    const sdk = await openSdk();
+    verifier.poison = "poison:read";
+    const [good, bad] = [verifier.token(), verifier.token()];
+    const [use, reason] = await Promise.all([read(sdk, good), denial(sdk, bad, { scope: "poison:read" })]);
+    expect([typeof use, reason]).toEqual(["string", "QUESTION_REFUSED"]);
+  });
+
+  test("a caller who gives up does not get in, and an answer that comes then is reported as not given", async () => {
+    const sdk = await openSdk();
+    const gaveUp = new AbortController();
+    verifier.beforeAnswer = async () => gaveUp.abort(new Error("no more"));
+    const asked = sdk.authorize(verifier.token().secret, request, () => expect.unreachable(), {
+      signal: gaveUp.signal,
+    });
+    // The answer is on its way when the caller gives up.
+    await expect(asked).rejects.toThrow("no more");
+    await until(() => [...verifier.completed.values()].map(({ outcome }) => outcome)).toEqual([Outcome.UNANSWERED]);
+    await expect(
+      sdk.authorize(verifier.token().secret, request, idOf, { signal: AbortSignal.abort(new Error("before")) }),
+    ).rejects.toThrow("before");
+  });
+
+  test("the deadline ends the waiting", async () => {
+    const sdk = await openSdk();
+    const never = Promise.withResolvers<void>();
+    verifier.beforeAnswer = () => never.promise;
+    expect(await denial(sdk, verifier.token(), {}, { deadlineMs: 50 })).toBe("VERIFIER_UNREACHABLE");
+    never.resolve();
+  });
+});
+
+describe("what accesses touch", () => {
+  const person = (n: number) => ({ identifierType: "customer-id", value: `c-${n}` });
+
+  test("adds up to one completion", async () => {
+    const sdk = await openSdk();
+    const useId = await sdk.authorize(verifier.token().secret, request, async (use) => {
+      use.touched({ records: 2, people: [person(1)] });
+      use.touched({ records: 3, people: [person(2)], unnamedPeople: 4 });
+      return use.useId;
+    });
+    await until(() => verifier.completedOf(useId).length).toBe(1);
+    expect(verifier.completedOf(useId)[0]).toMatchObject({
+      outcome: Outcome.COMPLETED,
+      records: 5n,
+      unnamedPeople: 4n,
+      part: 1,
+      parts: 1,
+    });
+    expect(verifier.completedOf(useId)[0]?.people).toMatchObject(
+      [1, 2].map((n) => ({ controller: "acme", ...person(n) })),
+    );
+  });
+
+  test("counts even when the access fails, and the access's own error comes through", async () => {
+    const sdk = await openSdk();
+    let useId = "";
+    const failing = sdk.authorize(verifier.token().secret, request, (use) => {
+      ({ useId } = use);
+      use.touched({ records: 2 });
+      throw new RangeError("disk");
+    });
+    await expect(failing).rejects.toThrow(new RangeError("disk"));
+    await until(() => verifier.completedOf(useId)[0]).toMatchObject({ outcome: Outcome.FAILED, records: 2n });
+  });
+
+  test("goes in parts of at most 1,000 people, the last of which names their number", async () => {
+    const sdk = await openSdk();
+    const useId = await sdk.authorize(verifier.token().secret, { ...request, maxPeople: 2_500 }, (use) => {
+      use.touched({ records: 9, people: Array.from({ length: 2_500 }, (_, i) => person(i)) });
+      return use.useId;
+    });
+    await until(() => verifier.completedOf(useId).length).toBe(3);
+    const parts = verifier.completedOf(useId).sort((a, b) => a.part - b.part);
+    expect(parts.map(({ people, part, parts }) => [people.length, part, parts])).toEqual([
+      [1_000, 1, 0],
+      [1_000, 2, 0],
+      [500, 3, 3],
+    ]);
+    expect(parts.reduce((sum, { records }) => sum + records, 0n)).toBe(9n);
+  });
+
+  test("is counted only, where over 100,000 people were declared", async () => {
+    const sdk = await openSdk();
+    const useId = await sdk.authorize(verifier.token().secret, { ...request, maxPeople: 100_001 }, (use) => {
+      use.touched({ people: [person(1), person(2)] });
+      return use.useId;
+    });
+    await until(() => verifier.completedOf(useId)[0]).toMatchObject({ people: [], unnamedPeople: 2n });
+  });
+
+  test("must be right, and told before the access ends", async () => {
+    const sdk = await openSdk();
+    let kept: Use | undefined;
+    await sdk.authorize(verifier.token().secret, request, (use) => {
+      kept = use;
+      const wrong = [
+        { records: -1 },
+        { records: 1.5 },
+        { people: [{ identifierType: "Customer Id", value: "x" }] },
+        { people: [{ identifierType: "email", value: "" }] },
+        { people: [{ identifierType: "email", value: "\ud800" }] },
+        { people: [{ identifierType: "email", value: "x".repeat(513) }] },
+      ];
+      for (const what of wrong) expect(() => use.touched({ unnamedPeople: 1, ...what })).toThrow(InvalidRequest);
+    });
+    expect(() => kept?.touched({ records: 1 })).toThrow("has ended");
+    await until(() => [...verifier.completed.values()][0]).toMatchObject({ records: 0n, unnamedPeople: 0n });
+  });
+});
+
+describe("reports", () => {
+  test("an answer that is lost is asked for again with the same ids and sequences", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    verifier.loseAnswers = 2;
+    for (let i = 0; i < 600; i += 1) await read(sdk, token);
+    await until(() => verifier.cached.size).toBe(601);
+    const sequences = [...verifier.cached.values()].map(({ instanceSequence }) => Number(instanceSequence));
+    expect(sequences.sort((a, b) => a - b)).toEqual(Array.from({ length: 601 }, (_, i) => i + 1));
+    await until(() => revocation.pings().at(-1)).toMatchObject({ reportedSequence: 601n, allReported: true });
+    expect(verifier.forged).toEqual([]);
+  });
+
+  test("a full buffer makes callers wait, then denies; room again lets them in", async () => {
+    const sdk = await openLiveSdk({ maxBufferedUses: 4 });
+    const token = await seen(sdk);
+    await until(() => verifier.completed.size).toBe(2);
+    verifier.reportFailure = { status: "UNAVAILABLE", reason: "DOWN", message: "down" };
+    await read(sdk, token);
+    await read(sdk, token);
+    expect(await denial(sdk, token, {}, { deadlineMs: 50 })).toBe("EVIDENCE_BACKLOG");
+    const waiting = sdk.authorize(token.secret, request, idOf, { deadlineMs: 30_000 });
+    verifier.reportFailure = undefined;
+    expect(await waiting).toMatch(/^[0-9a-f-]{36}$/);
+  });
+
+  test("a use that the verifier refuses to record takes no other with it, and the log is never called whole again", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    verifier.poison = "poison:read";
+    for (let i = 0; i < 9; i += 1) await read(sdk, token);
+    expect(await denial(sdk, token, { scope: "poison:read" })).toBe("SCOPE_MISSING");
+    for (let i = 0; i < 9; i += 1) await read(sdk, token);
+    await until(() => verifier.cached.size).toBe(19);
+    await until(() => revocation.pings().at(-1)?.allReported).toBe(false);
+    expect(await sdk.close()).toBe(false);
+    expect(revocation.pings().at(-1)).toMatchObject({ goodbye: true, allReported: false });
+  });
+
+  test("closing denies, reports what is left, waits for accesses under way, and says that all is reported", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    const touching = Promise.withResolvers<void>();
+    const running = sdk.authorize(token.secret, request, async (use) => {
+      await touching.promise;
+      use.touched({ records: 1 });
+      return use.useId;
+    });
+    const closing = sdk.close();
+    expect(await denial(sdk, token)).toBe("CLOSED");
+    touching.resolve();
+    const useId = await running;
+    expect(await closing).toBe(true);
+    expect(verifier.completedOf(useId)).toMatchObject([{ records: 1n }]);
+    expect(revocation.pings().at(-1)).toMatchObject({ goodbye: true, allReported: true, reportedSequence: 2n });
+  });
+});
+
+test("a request that breaks a rule is the service's own mistake: nobody is asked", async () => {
+  const sdk = await openSdk();
+  const token = verifier.token();
+  for (const wrong of [{ scope: "Invoices" }, { resource: "a b" }, { maxPeople: -1 }, { controller: "" }])
+    await expect(sdk.authorize(token.secret, { ...request, ...wrong }, idOf)).rejects.toMatchObject({
+      name: "InvalidRequest",
+    });
+  expect(verifier.asked).toBe(0);
+});
+
+test("only a workload can be a resource service", async () => {
+  const identity = await suite.identity("/person/ada");
+  await expect(openSdk({ identity })).rejects.toThrow("no workload");
+});
