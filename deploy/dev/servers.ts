@@ -158,7 +158,8 @@ const openKafka = async (
     writeFileSync(properties, kafkaProperties(join(dir, "data"), port, controllerPort, options));
     if (!existsSync(join(dir, "data", "meta.properties"))) {
       const clusterId = randomBytes(16).toString("base64url");
-      const tool = ["kafka.tools.StorageTool", "format", "-c", properties, "-t", clusterId];
+      // With "=": one id in 64 begins with "-", and would be taken for an option.
+      const tool = ["kafka.tools.StorageTool", "format", "-c", properties, `--cluster-id=${clusterId}`];
       await run("java", java(extra.format, ...tool));
     }
     const command = ["java", ...java(extra.broker, "kafka.Kafka", properties)];

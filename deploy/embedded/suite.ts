@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { openAuditor } from "@curfew/auditor/service.ts";
 import { parsePaging } from "@curfew/breach-notifier/paging.ts";
@@ -10,19 +10,22 @@ import { topics } from "@curfew/event-log/topics.ts";
 import { openIssuer } from "@curfew/issuer/service.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import { openRevocation } from "@curfew/revocation/service.ts";
-import { createIdentitySource, type IdentitySource } from "@curfew/rpc/credentials.ts";
-import {
-  type IdentityFiles,
-  openIdentityFiles,
-  personCertificateMs,
-  serviceCertificateMs,
-} from "@curfew/rpc/identity-files.ts";
+import type { IdentityFiles } from "@curfew/rpc/identity-files.ts";
 import type { RunningService, ServiceParts } from "@curfew/rpc/replica.ts";
 import { type Clock, systemClock } from "@curfew/runtime/clock.ts";
 import { lockDirectory } from "@curfew/runtime/exclusive.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { openVerifier } from "@curfew/verifier/service.ts";
+import {
+  type Endpoints,
+  endpointsOf,
+  openIdentities,
+  removeEndpoints,
+  type ServiceName,
+  serviceNames,
+  writeEndpoints,
+} from "../installation.ts";
 import type { SuiteConfig } from "./suite-config.ts";
 
 /** The whole suite in one process, on SQLite in one directory, every connection mutual TLS on loopback. */
@@ -36,19 +39,6 @@ export interface Suite {
   close(): Promise<void>;
 }
 
-/** What `endpoints.json` holds: for people's tools and scripts. Paths are absolute. */
-export interface Endpoints {
-  readonly trustDomain: string;
-  readonly ca: string;
-  /** Service → host:port. */
-  readonly services: Readonly<Record<ServiceName, string>>;
-  /** "person/dana" → where its certificate and key are. */
-  readonly identities: Readonly<Record<string, { readonly cert: string; readonly key: string }>>;
-}
-
-export const serviceNames = ["issuer", "verifier", "revocation", "auditor", "breach-notifier"] as const;
-export type ServiceName = (typeof serviceNames)[number];
-
 export interface SuiteOptions {
   readonly dataDir: string;
   /** Default: `keys` in the data directory. Never part of a backup of the data. */
@@ -61,41 +51,9 @@ export interface SuiteOptions {
   readonly clock?: Clock;
 }
 
-const renewEveryMs = 3_600_000;
-
 interface Opened {
   close(): Promise<void> | void;
 }
-
-/** Certificates of services are renewed in process, long before they end. */
-const openIdentities = async (options: SuiteOptions, clock: Clock) => {
-  const { dataDir, config, log } = options;
-  const files = await openIdentityFiles({ dir: dataDir, trustDomain: config.trustDomain, clock, random: systemRandom });
-  for (const { name } of config.organisation.people)
-    await files.ensure(`person/${name}`, { validMs: personCertificateMs });
-  for (const { name } of config.organisation.resourceServices)
-    await files.ensure(`workload/${name}`, { validMs: personCertificateMs });
-  const issue = (name: ServiceName) =>
-    files.ensure(`service/${name}`, { validMs: serviceCertificateMs, dnsNames: ["localhost"] });
-  const sources = new Map<ServiceName, IdentitySource>();
-  for (const name of serviceNames) sources.set(name, createIdentitySource(await issue(name)));
-  const stop = new AbortController();
-  const renewing = (async () => {
-    while (!stop.signal.aborted) {
-      await clock.sleep(renewEveryMs, stop.signal);
-      if (stop.signal.aborted) return;
-      for (const [name, source] of sources)
-        await issue(name)
-          .then((fresh) => fresh.certPem !== source.current().certPem && source.replace(fresh))
-          .catch((err) => log.error({ err, service: name }, "a certificate could not be renewed"));
-    }
-  })();
-  const close = async () => {
-    stop.abort();
-    await renewing;
-  };
-  return { files, sourceOf: (name: ServiceName) => sources.get(name) as IdentitySource, close };
-};
 
 const openDatabases = async (dataDir: string, clock: Clock) => {
   const storeDir = join(dataDir, "store");
@@ -124,14 +82,6 @@ const openDatabases = async (dataDir: string, clock: Clock) => {
   };
 };
 
-const endpointsFile = (dataDir: string) => join(dataDir, "endpoints.json");
-
-const writeEndpoints = (dataDir: string, endpoints: Endpoints) => {
-  const file = endpointsFile(dataDir);
-  writeFileSync(`${file}.new`, `${JSON.stringify(endpoints, null, 2)}\n`, { mode: 0o600, flush: true });
-  renameSync(`${file}.new`, file);
-};
-
 /**
  * Opens everything and resolves once every service serves and `endpoints.json` is written. Throws DirectoryInUse when another instance
  * has the directory, NotPrivate when the keys are readable by others, ConfigError for the paging section.
@@ -150,10 +100,10 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
   try {
     const lock = lockDirectory(dataDir);
     keep({ close: () => lock.release() });
-    rmSync(endpointsFile(dataDir), { force: true }); // of an instance that was killed
-    keep({ close: () => rmSync(endpointsFile(dataDir), { force: true }) });
+    removeEndpoints(dataDir); // of an instance that was killed
+    keep({ close: () => removeEndpoints(dataDir) });
     const keyring = openKeyring({ dir: options.keysDir ?? join(dataDir, "keys"), random: systemRandom, clock });
-    const identities = keep(await openIdentities(options, clock));
+    const identities = keep(await openIdentities({ dir: dataDir, config, clock, log }));
     const databases = keep(await openDatabases(dataDir, clock));
     const parts = (name: ServiceName): ServiceParts => ({
       store: databases.store(name),
@@ -194,21 +144,11 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
     const failed = Promise.race([...services.values()].map((service) => service.failed));
     failed.catch(() => undefined);
     await Promise.race([Promise.all([...services.values()].map((service) => service.ready)), failed]);
-    const endpoints: Endpoints = {
-      trustDomain: config.trustDomain,
-      ca: identities.files.caFile,
-      services: Object.fromEntries(
-        [...services].map(([name, { port }]) => [name, `localhost:${port}`]),
-      ) as Endpoints["services"],
-      identities: Object.fromEntries(
-        identities.files
-          .list()
-          .map((path) => [
-            path,
-            { cert: join(identities.files.dir(path), "cert.pem"), key: join(identities.files.dir(path), "key.pem") },
-          ]),
-      ),
-    };
+    const endpoints = endpointsOf(
+      config.trustDomain,
+      identities.files,
+      [...services].map(([name, { port }]) => [name, `localhost:${port}`]),
+    );
     writeEndpoints(dataDir, endpoints);
     return { endpoints, identities: identities.files, stats: databases.stats, failed, close: closeAll };
   } catch (error) {
