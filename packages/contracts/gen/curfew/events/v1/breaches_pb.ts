@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file curfew/events/v1/breaches.proto.
  */
 export const file_curfew_events_v1_breaches: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2JyZWFjaGVzLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIoQBCgZTaWduYWwSEAoIZXZlbnRfaWQYASABKAkSEgoKZXZlbnRfdHlwZRgCIAEoCRImCgJhdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIcG9zaXRpb24YBCABKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uInMKCkNhc2VPcGVuZWQSDwoHY2FzZV9pZBgBIAEoCRIQCgh0b2tlbl9pZBgCIAEoCRIoCgZzaWduYWwYAyABKAsyGC5jdXJmZXcuZXZlbnRzLnYxLlNpZ25hbBIYChBub19wZXJzb25hbF9kYXRhGAQgASgIIkkKDFNpZ25hbEpvaW5lZBIPCgdjYXNlX2lkGAEgASgJEigKBnNpZ25hbBgCIAEoCzIYLmN1cmZldy5ldmVudHMudjEuU2lnbmFsIqoBChBBd2FyZW5lc3NEZWNpZGVkEg8KB2Nhc2VfaWQYASABKAkSLAoIYXdhcmVfYXQYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg4KBnJlYXNvbhgDIAEoCRIrCgpkZWNpZGVkX2J5GAQgASgLMhcuY3VyZmV3LmV2ZW50cy52MS5BY3RvchIaChJldmlkZW5jZV9ldmVudF9pZHMYBSADKAkiXQoHUGFnZUR1ZRIPCgdjYXNlX2lkGAEgASgJEg8KB3BhZ2VfaWQYAiABKAkSEQoJbWlsZXN0b25lGAMgASgJEg4KBnRhcmdldBgEIAEoCRINCgVyb3VuZBgFIAEoBSJICghQYWdlU2VudBIPCgdjYXNlX2lkGAEgASgJEg8KB3BhZ2VfaWQYAiABKAkSGgoSY2hhbm5lbF9tZXNzYWdlX2lkGAMgASgJIj0KClBhZ2VGYWlsZWQSDwoHY2FzZV9pZBgBIAEoCRIPCgdwYWdlX2lkGAIgASgJEg0KBWVycm9yGAMgASgJImgKEFBhZ2VBY2tub3dsZWRnZWQSDwoHY2FzZV9pZBgBIAEoCRIRCgltaWxlc3RvbmUYAiABKAkSMAoPYWNrbm93bGVkZ2VkX2J5GAMgASgLMhcuY3VyZmV3LmV2ZW50cy52MS5BY3RvciJ9ChNOb3RpZmljYXRpb25EcmFmdGVkEg8KB2Nhc2VfaWQYASABKAkSEgoKY29udHJvbGxlchgCIAEoCRIUCgxkcmFmdF9zaGEyNTYYAyABKAwSKwoKZHJhZnRlZF9ieRgEIAEoCzIXLmN1cmZldy5ldmVudHMudjEuQWN0b3JiBnByb3RvMw", [file_curfew_events_v1_common, file_google_protobuf_timestamp]);
+  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2JyZWFjaGVzLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIoQBCgZTaWduYWwSEAoIZXZlbnRfaWQYASABKAkSEgoKZXZlbnRfdHlwZRgCIAEoCRImCgJhdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIcG9zaXRpb24YBCABKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uIoUBCgpDYXNlT3BlbmVkEg8KB2Nhc2VfaWQYASABKAkSEAoIdG9rZW5faWQYAiABKAkSKAoGc2lnbmFsGAMgASgLMhguY3VyZmV3LmV2ZW50cy52MS5TaWduYWwSGAoQbm9fcGVyc29uYWxfZGF0YRgEIAEoCBIQCghwcm9kdWNlchgFIAEoCSJJCgxTaWduYWxKb2luZWQSDwoHY2FzZV9pZBgBIAEoCRIoCgZzaWduYWwYAiABKAsyGC5jdXJmZXcuZXZlbnRzLnYxLlNpZ25hbCKFAgoQQXdhcmVuZXNzRGVjaWRlZBIPCgdjYXNlX2lkGAEgASgJEiwKCGF3YXJlX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZyZWFzb24YAyABKAkSKwoKZGVjaWRlZF9ieRgEIAEoCzIXLmN1cmZldy5ldmVudHMudjEuQWN0b3ISGgoSZXZpZGVuY2VfZXZlbnRfaWRzGAUgAygJEi4KCmRlY2lkZWRfYXQYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhMKC3JlcXVlc3Rfa2V5GGQgASgJEhQKDHJlcXVlc3RfaGFzaBhlIAEoCSKJAQoHUGFnZUR1ZRIPCgdjYXNlX2lkGAEgASgJEg8KB3BhZ2VfaWQYAiABKAkSEQoJbWlsZXN0b25lGAMgASgJEg4KBnRhcmdldBgEIAEoCRINCgVyb3VuZBgFIAEoBRIqCgZkdWVfYXQYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wInUKCFBhZ2VTZW50Eg8KB2Nhc2VfaWQYASABKAkSDwoHcGFnZV9pZBgCIAEoCRIaChJjaGFubmVsX21lc3NhZ2VfaWQYAyABKAkSKwoHc2VudF9hdBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAibAoKUGFnZUZhaWxlZBIPCgdjYXNlX2lkGAEgASgJEg8KB3BhZ2VfaWQYAiABKAkSDQoFZXJyb3IYAyABKAkSLQoJZmFpbGVkX2F0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCLIAQoQUGFnZUFja25vd2xlZGdlZBIPCgdjYXNlX2lkGAEgASgJEhEKCW1pbGVzdG9uZRgCIAEoCRIwCg9hY2tub3dsZWRnZWRfYnkYAyABKAsyFy5jdXJmZXcuZXZlbnRzLnYxLkFjdG9yEjMKD2Fja25vd2xlZGdlZF9hdBgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLcmVxdWVzdF9rZXkYZCABKAkSFAoMcmVxdWVzdF9oYXNoGGUgASgJItgBChNOb3RpZmljYXRpb25EcmFmdGVkEg8KB2Nhc2VfaWQYASABKAkSEgoKY29udHJvbGxlchgCIAEoCRIUCgxkcmFmdF9zaGEyNTYYAyABKAwSKwoKZHJhZnRlZF9ieRgEIAEoCzIXLmN1cmZldy5ldmVudHMudjEuQWN0b3ISLgoKZHJhZnRlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEwoLcmVxdWVzdF9rZXkYZCABKAkSFAoMcmVxdWVzdF9oYXNoGGUgASgJYgZwcm90bzM", [file_curfew_events_v1_common, file_google_protobuf_timestamp]);
 
 /**
  * What made a case open, or joined it.
@@ -93,6 +93,13 @@ export type CaseOpened = Message<"curfew.events.v1.CaseOpened"> & {
    * @generated from field: bool no_personal_data = 4;
    */
   noPersonalData: boolean;
+
+  /**
+   * The producer that the evidence is missing of; empty when the case is about a token, or when no producer is named.
+   *
+   * @generated from field: string producer = 5;
+   */
+  producer: string;
 };
 
 /**
@@ -170,6 +177,27 @@ export type AwarenessDecided = Message<"curfew.events.v1.AwarenessDecided"> & {
    * @generated from field: repeated string evidence_event_ids = 5;
    */
   evidenceEventIds: string[];
+
+  /**
+   * When it was decided, by the clock of breach-notifier.
+   *
+   * @generated from field: google.protobuf.Timestamp decided_at = 6;
+   */
+  decidedAt?: Timestamp | undefined;
+
+  /**
+   * Key of the request that led here, hex: who asked what method under what request id.
+   *
+   * @generated from field: string request_key = 100;
+   */
+  requestKey: string;
+
+  /**
+   * SHA-256 of that request, hex; the same key with another one is refused.
+   *
+   * @generated from field: string request_hash = 101;
+   */
+  requestHash: string;
 };
 
 /**
@@ -200,7 +228,7 @@ export type PageDue = Message<"curfew.events.v1.PageDue"> & {
   pageId: string;
 
   /**
-   * What it is about: opened, deadline-48h, deadline-24h, …
+   * What it is about: opened, awareness-undecided, investigation-24h, deadline-48h, -24h, -12h, -4h, -1h, overdue.
    *
    * @generated from field: string milestone = 3;
    */
@@ -219,6 +247,13 @@ export type PageDue = Message<"curfew.events.v1.PageDue"> & {
    * @generated from field: int32 round = 5;
    */
   round: number;
+
+  /**
+   * When it became due, by the clock of breach-notifier.
+   *
+   * @generated from field: google.protobuf.Timestamp due_at = 6;
+   */
+  dueAt?: Timestamp | undefined;
 };
 
 /**
@@ -254,6 +289,13 @@ export type PageSent = Message<"curfew.events.v1.PageSent"> & {
    * @generated from field: string channel_message_id = 3;
    */
   channelMessageId: string;
+
+  /**
+   * When, by the clock of breach-notifier.
+   *
+   * @generated from field: google.protobuf.Timestamp sent_at = 4;
+   */
+  sentAt?: Timestamp | undefined;
 };
 
 /**
@@ -289,6 +331,13 @@ export type PageFailed = Message<"curfew.events.v1.PageFailed"> & {
    * @generated from field: string error = 3;
    */
   error: string;
+
+  /**
+   * When it was given up, by the clock of breach-notifier.
+   *
+   * @generated from field: google.protobuf.Timestamp failed_at = 4;
+   */
+  failedAt?: Timestamp | undefined;
 };
 
 /**
@@ -324,6 +373,27 @@ export type PageAcknowledged = Message<"curfew.events.v1.PageAcknowledged"> & {
    * @generated from field: curfew.events.v1.Actor acknowledged_by = 3;
    */
   acknowledgedBy?: Actor | undefined;
+
+  /**
+   * When, by the clock of breach-notifier.
+   *
+   * @generated from field: google.protobuf.Timestamp acknowledged_at = 4;
+   */
+  acknowledgedAt?: Timestamp | undefined;
+
+  /**
+   * Key of the request that led here, hex: who asked what method under what request id.
+   *
+   * @generated from field: string request_key = 100;
+   */
+  requestKey: string;
+
+  /**
+   * SHA-256 of that request, hex; the same key with another one is refused.
+   *
+   * @generated from field: string request_hash = 101;
+   */
+  requestHash: string;
 };
 
 /**
@@ -366,6 +436,27 @@ export type NotificationDrafted = Message<"curfew.events.v1.NotificationDrafted"
    * @generated from field: curfew.events.v1.Actor drafted_by = 4;
    */
   draftedBy?: Actor | undefined;
+
+  /**
+   * When, by the clock of breach-notifier.
+   *
+   * @generated from field: google.protobuf.Timestamp drafted_at = 5;
+   */
+  draftedAt?: Timestamp | undefined;
+
+  /**
+   * Key of the request that led here, hex: who asked what method under what request id.
+   *
+   * @generated from field: string request_key = 100;
+   */
+  requestKey: string;
+
+  /**
+   * SHA-256 of that request, hex; the same key with another one is refused.
+   *
+   * @generated from field: string request_hash = 101;
+   */
+  requestHash: string;
 };
 
 /**
