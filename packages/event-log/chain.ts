@@ -1,4 +1,4 @@
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import type { InRecord, OutRecord } from "./bus.ts";
 
 /**
@@ -11,29 +11,32 @@ export const previousHeader = "curfew-prev";
 /** `curfew-prev` of the first record of a chain. */
 export const chainStart = "0".repeat(64);
 
-const lengthPrefixed = (hash: ReturnType<typeof createHash>, part: string | Uint8Array) => {
-  const bytes = typeof part === "string" ? Buffer.from(part, "utf8") : part;
-  const length = Buffer.allocUnsafe(4);
-  length.writeUInt32BE(bytes.length);
-  hash.update(length).update(bytes);
-};
+// Hashing is synchronous, so one buffer serves everybody; only a record larger than it gets one of its own.
+const shared = Buffer.allocUnsafe(64 * 1024);
 
 /** SHA-256, hex, over topic, partition, key, every header but `curfew-sig` in order, and value, each length-prefixed (u32 big-endian). */
 export const recordHash = (
   topic: string,
   record: { partition: number; key: string; headers: Iterable<readonly [string, string]>; value: Uint8Array },
 ): string => {
-  const hash = createHash("sha256");
-  lengthPrefixed(hash, topic);
-  lengthPrefixed(hash, String(record.partition));
-  lengthPrefixed(hash, record.key);
-  for (const [name, value] of record.headers) {
-    if (name === "curfew-sig") continue;
-    lengthPrefixed(hash, name);
-    lengthPrefixed(hash, value);
+  const parts: (string | Uint8Array)[] = [topic, String(record.partition), record.key];
+  for (const [name, value] of record.headers) if (name !== "curfew-sig") parts.push(name, value);
+  parts.push(record.value);
+  let most = 0;
+  // A UTF-16 unit takes at most three bytes of UTF-8.
+  for (const part of parts) most += 4 + (typeof part === "string" ? 3 * part.length : part.length);
+  const buffer = most <= shared.length ? shared : Buffer.allocUnsafe(most);
+  let end = 0;
+  for (const part of parts) {
+    const start = end + 4;
+    if (typeof part === "string") end = start + buffer.write(part, start);
+    else {
+      buffer.set(part, start);
+      end = start + part.length;
+    }
+    buffer.writeUInt32BE(end - start, start - 4);
   }
-  lengthPrefixed(hash, record.value);
-  return hash.digest("hex");
+  return hash("sha256", buffer.subarray(0, end), "hex");
 };
 
 /** With its chain headers. */

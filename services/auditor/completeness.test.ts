@@ -1,0 +1,229 @@
+import { fromBinary } from "@bufbuild/protobuf";
+import { EvidenceGapFoundSchema, GapCause } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
+import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
+import type { Bus, InRecord, OutRecord } from "@curfew/event-log/bus.ts";
+import { openChain } from "@curfew/event-log/chain.ts";
+import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { beginEpoch } from "@curfew/event-log/epochs.ts";
+import { topicNames } from "@curfew/event-log/event-types.ts";
+import { memoryBus } from "@curfew/simulation/memory-bus.ts";
+import { memoryStore } from "@curfew/simulation/memory-store.ts";
+import { afterEach, describe, expect, it, vi } from "vitest";
+import { decodeLeaf } from "./leaf.ts";
+import { openReadModels } from "./projections.ts";
+import { bound, clock, partitions, replayAll, startAuditor, tokenEvent, use } from "./testing/rig.ts";
+
+const closers: (() => Promise<unknown>)[] = [];
+afterEach(async () => {
+  for (const close of closers.splice(0).reverse()) await close();
+});
+
+/**
+ * A bus whose records a test writes itself, chain headers and offsets included; the auditor's own producer is a real one. On the stores
+ * of a world before it, as a new process finds them, or on new ones.
+ */
+const openForgedWorld = async (before?: { epochs: Collection<EpochRow>; store: DocumentStore }) => {
+  const epochs = before?.epochs ?? (await memoryStore().collection<EpochRow>("epochs"));
+  const store = before?.store ?? memoryStore();
+  const own = memoryBus({ epochs, clock, topics: { ...partitions } });
+  const forged: InRecord[] = [];
+  const tell = new Set<() => void>();
+  const bus: Bus = {
+    ...own,
+    async subscribe(options) {
+      let next = 0;
+      let busy = Promise.resolve();
+      const pump = () => {
+        busy = busy.then(async () => {
+          const fresh = forged.slice(next);
+          next = forged.length;
+          for (const record of fresh)
+            if (record.offset >= options.start(record.topic, record.partition)) await options.onRecords([record]);
+        });
+      };
+      tell.add(pump);
+      pump();
+      const inner = await own.subscribe({ ...options, topics: [topicNames.evidence] });
+      return {
+        failed: inner.failed,
+        close: async () => {
+          tell.delete(pump);
+          await busy;
+          await inner.close();
+        },
+      };
+    },
+  };
+  const auditor = await startAuditor({ epochs, store, bus: own, send: async () => undefined }, store, bus);
+  auditor.outbox.start("localhost:1");
+  closers.push(() => auditor.close());
+  const gaps = () => {
+    const seen = new Map<string, InRecord>();
+    for (const record of own.records(topicNames.evidence))
+      seen.set(record.headers.find(([name]) => name === "ce_id")?.[1] ?? "", record);
+    return [...seen.values()].map((record) => fromBinary(EvidenceGapFoundSchema, record.value));
+  };
+  const ends = new Map<string, number>();
+  const sealed = async () => (await replayAll(store)).batches.flatMap((batch) => batch.records);
+  return {
+    epochs,
+    store,
+    gaps,
+    sealed,
+    /** Puts records on a topic, each at the next offset of its partition unless it says otherwise. */
+    put(topic: string, ...records: readonly (OutRecord & { offset?: number })[]) {
+      for (const { partition, key, headers, value, offset } of records) {
+        const place = `${topic}/${partition}`;
+        const at = offset ?? ends.get(place) ?? 0;
+        ends.set(place, at + 1);
+        const pairs = Object.entries(headers);
+        forged.push({ topic, partition, offset: at, timestampMs: clock.now(), key, headers: pairs, value });
+      }
+      for (const pump of tell) pump();
+    },
+    /** Until the leaves are as many. */
+    until: (count: number) =>
+      vi.waitFor(async () => expect((await sealed()).length).toBeGreaterThanOrEqual(count), bound),
+    untilGaps: (count: number) => vi.waitFor(() => expect(gaps().length).toBe(count), bound),
+  };
+};
+
+const { tokens, uses } = topicNames;
+
+describe("completeness", () => {
+  it("finds nothing wrong with whole chains of several epochs and partitions", async () => {
+    const world = await openForgedWorld();
+    for (let epoch = 1; epoch <= 2; epoch += 1) {
+      const chain = openChain(uses, await beginEpoch(world.epochs, "verifier/a", uses));
+      for (let n = 0; n < 9; n += 1) world.put(uses, chain.link(use(n, n % 3)));
+    }
+    await world.until(18);
+    expect(world.gaps()).toEqual([]);
+  });
+
+  it("takes the same record twice in a row for what it is: a repetition by the broker", async () => {
+    const world = await openForgedWorld();
+    const chain = openChain(tokens, await beginEpoch(world.epochs, "issuer/a", tokens));
+    const first = chain.link(tokenEvent(1, 1));
+    world.put(tokens, first, first, chain.link(tokenEvent(1, 2)));
+    await world.until(3);
+    expect(world.gaps()).toEqual([]);
+  });
+
+  it("records a hole once, however many there are, and seals the record of it", async () => {
+    const world = await openForgedWorld();
+    const producer = await beginEpoch(world.epochs, "verifier/a", uses);
+    const chain = openChain(uses, producer);
+    const linked = [0, 1, 2, 3, 4, 5, 6].map((n) => chain.link(use(n)));
+    world.put(uses, ...[0, 2, 4].map((n) => linked[n] as OutRecord));
+    await world.untilGaps(1);
+    world.put(uses, linked[6] as OutRecord);
+    await world.until(5);
+    expect(world.gaps()).toMatchObject([
+      {
+        producer,
+        cause: GapCause.HOLE,
+        position: { topic: uses, partition: 0, offset: 1n },
+        expectedSequence: 2n,
+        seenSequence: 3n,
+      },
+    ]);
+    expect((await world.sealed()).map((record) => record.topic)).toContain(topicNames.evidence);
+  });
+
+  it("sees a hole across a restart: the head of the chain is read from what was sealed", async () => {
+    const world = await openForgedWorld();
+    const chain = openChain(uses, await beginEpoch(world.epochs, "verifier/a", uses));
+    const linked = [0, 1, 2, 3].map((n) => chain.link(use(n)));
+    world.put(uses, ...linked.slice(0, 2));
+    await world.until(2);
+    const { entries } = await openReadModels(world.store);
+    const rows = await entries.find({ where: { chain: "verifier/a/1 curfew.uses.v1/0" }, order: -1, limit: 1 });
+    expect(rows).toMatchObject([{ chainSequence: 2 }]);
+    for (const close of closers.splice(0)) await close();
+    const again = await openForgedWorld(world);
+    again.put(uses, { ...(linked[3] as OutRecord), offset: 2 });
+    await again.untilGaps(1);
+    expect(again.gaps()).toMatchObject([{ cause: GapCause.HOLE, expectedSequence: 3n, seenSequence: 4n }]);
+  });
+
+  it("records a fork: two records that follow the same one, or one that was changed", async () => {
+    const world = await openForgedWorld();
+    const producer = await beginEpoch(world.epochs, "verifier/a", uses);
+    const chain = openChain(uses, producer);
+    const other = openChain(uses, producer);
+    world.put(uses, chain.link(use(1)), chain.link(use(2)));
+    other.link(use(3));
+    world.put(uses, other.link(use(4)));
+    await world.untilGaps(1);
+    expect(world.gaps()).toMatchObject([{ producer, cause: GapCause.FORK, position: { offset: 2n } }]);
+  });
+
+  it("records a producer that nobody registered, one registered for another topic, and records without any", async () => {
+    const world = await openForgedWorld();
+    const foreign = await beginEpoch(world.epochs, "verifier/foreign", uses);
+    world.put(
+      tokens,
+      openChain(tokens, "issuer/nobody/1").link(tokenEvent(1, 1)),
+      openChain(tokens, foreign).link(tokenEvent(2, 1)),
+      tokenEvent(3, 1),
+    );
+    await world.untilGaps(3);
+    expect(world.gaps().map(({ producer, cause }) => [producer, cause])).toEqual([
+      ["issuer/nobody/1", GapCause.UNKNOWN_PRODUCER],
+      [foreign, GapCause.UNKNOWN_PRODUCER],
+      ["", GapCause.UNKNOWN_PRODUCER],
+    ]);
+  });
+
+  it("records a gap in a stream's own numbers, and none where an event comes twice", async () => {
+    const world = await openForgedWorld();
+    const producer = await beginEpoch(world.epochs, "issuer/a", tokens);
+    const chain = openChain(tokens, producer);
+    world.put(tokens, ...[1, 2, 1, 2, 3].map((n) => chain.link(tokenEvent(1, n, `event-${n}`))));
+    await world.until(5);
+    expect(world.gaps()).toEqual([]);
+    world.put(tokens, chain.link(tokenEvent(1, 5)));
+    await world.untilGaps(1);
+    expect(world.gaps()).toMatchObject([
+      { producer, cause: GapCause.STREAM_GAP, expectedSequence: 4n, seenSequence: 5n },
+    ]);
+  });
+
+  it("records a jump of offsets and goes on", async () => {
+    const world = await openForgedWorld();
+    const chain = openChain(tokens, await beginEpoch(world.epochs, "issuer/a", tokens));
+    world.put(tokens, chain.link(tokenEvent(1, 1)), { ...chain.link(tokenEvent(1, 2)), offset: 7 });
+    world.put(tokens, chain.link(tokenEvent(1, 3)));
+    await world.untilGaps(1);
+    await world.until(4);
+    expect(world.gaps()).toMatchObject([
+      { producer: "", cause: GapCause.OFFSET_JUMP, position: { offset: 7n }, expectedSequence: 1n, seenSequence: 7n },
+    ]);
+  });
+
+  it("seals the hash of a record that is too large for a leaf, and says so", async () => {
+    const world = await openForgedWorld();
+    const chain = openChain(tokens, await beginEpoch(world.epochs, "issuer/a", tokens));
+    const large = { ...tokenEvent(1, 1), value: new Uint8Array(70_000).fill(7) };
+    world.put(tokens, chain.link(large), { ...tokenEvent(2, 1), headers: { "x-large": "x".repeat(66_000) } });
+    await world.until(3);
+    await world.untilGaps(1);
+    expect(world.gaps()).toMatchObject([{ cause: GapCause.OVERSIZE, position: { topic: tokens, offset: 0n } }]);
+    const { batches } = await replayAll(world.store);
+    const leaves = batches.flatMap((batch) => batch.doc.leaves.map(decodeLeaf)).filter((leaf) => leaf.topic === tokens);
+    expect(leaves).toMatchObject([
+      { oversize: true, offset: 0, key: "", headers: [] },
+      { oversize: true, offset: 1 },
+    ]);
+  });
+
+  it("seals what is no event of ours, and what has strange keys", async () => {
+    const world = await openForgedWorld();
+    const strange = { ce_id: "\u0000".repeat(5_000), ce_subject: "s".repeat(5_000), ce_sequence: "3", ce_type: "x" };
+    world.put(tokens, { partition: 0, key: "", headers: strange, value: new Uint8Array([255]) });
+    world.put(tokens, { partition: 0, key: "\u0000", headers: {}, value: new Uint8Array([1]) });
+    await world.until(2);
+    expect((await world.sealed()).filter((record) => record.topic === tokens).length).toBe(2);
+  });
+});

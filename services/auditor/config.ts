@@ -1,0 +1,14 @@
+import { optional, string } from "@curfew/runtime/config.ts";
+
+/** Settings beyond those that every service has (`packages/rpc/process.ts`). */
+export const auditorSpec = {
+  ledgerOrigin: optional(
+    string({
+      about: "name of the ledger, in every checkpoint, and of its signing key; default: <trust domain>/ledger",
+      pattern: /^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/,
+    }),
+  ),
+} as const;
+
+/** The environment, read here and in main only. */
+export const environment = process.env;

@@ -1,0 +1,137 @@
+import { type Collection, StoreUnavailable } from "@curfew/document-store/port.ts";
+import type { SigningKey } from "@curfew/keyring/keyring.ts";
+import { openCheckpoint, signCheckpoint } from "@curfew/ledger/checkpoint.ts";
+import { noteSigner, parseVerifierKey, verifierKeyText } from "@curfew/ledger/note-key.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import { span, withSpan } from "@curfew/runtime/telemetry.ts";
+import {
+  type Batch,
+  type BatchDoc,
+  batchId,
+  emptyHead,
+  headOf,
+  LedgerBroken,
+  type LedgerHead,
+  replayBatch,
+  type Seal,
+} from "./domain.ts";
+import type { CheckpointRow, Projection, ReadModels } from "./projections.ts";
+
+/** The staged batches in the document store, and what brings the read models up to them. */
+export interface Ledger {
+  readonly seal: Seal;
+  /** Verifier key text (C2SP) of its checkpoints. */
+  readonly verifierKey: string;
+  /**
+   * The last batch, made again and compared, with every batch before it derived. Waits out an unavailable store until `signal` aborts;
+   * throws LedgerBroken.
+   */
+  load(signal: AbortSignal): Promise<LedgerHead>;
+  /** Inserts a batch under its number, once, whatever the store answers: "other" when another sequencer's stands there. */
+  stage(batch: Batch, signal: AbortSignal): Promise<"staged" | "other">;
+  derive(before: LedgerHead, batch: Batch, signal: AbortSignal): Promise<void>;
+  /** Makes every batch from the first again, slowly; throws LedgerBroken for one that was changed since it was staged. */
+  verifyAll(signal: AbortSignal): Promise<void>;
+}
+
+const firstBackoffMs = 50;
+const maxBackoffMs = 1_000;
+/** Between two batches of `verifyAll`: it must not be felt. */
+const verifyPauseMs = 20;
+
+/** The work was told to stop; whatever was being written may or may not be there. */
+export class Interrupted extends Error {
+  override name = "Interrupted";
+}
+
+/** Signs as `origin`; what it signs it can open. */
+export const sealOf = (origin: string, key: SigningKey): { seal: Seal; verifierKey: string } => {
+  const signer = noteSigner(origin, key.privateKey);
+  const verifierKey = verifierKeyText(origin, key.publicKey);
+  const verifier = parseVerifierKey(verifierKey);
+  return {
+    verifierKey,
+    seal: {
+      sign: (size, root) => signCheckpoint({ origin, size, root }, [signer]),
+      open: (checkpoint) => openCheckpoint(checkpoint, verifier),
+    },
+  };
+};
+
+export const openLedger = (parts: {
+  batches: Collection<BatchDoc>;
+  models: ReadModels;
+  projection: Projection;
+  origin: string;
+  key: SigningKey;
+  clock: Clock;
+  /** Told of each batch once it is derived. */
+  published: (row: CheckpointRow) => void;
+}): Ledger => {
+  const { batches, models, projection, clock } = parts;
+  const { seal, verifierKey } = sealOf(parts.origin, parts.key);
+
+  const patiently = async <T>(signal: AbortSignal, attempt: () => Promise<T>): Promise<T> => {
+    for (let backoffMs = firstBackoffMs; ; backoffMs = Math.min(2 * backoffMs, maxBackoffMs)) {
+      if (signal.aborted) throw new Interrupted("told to stop");
+      try {
+        return await attempt();
+      } catch (error) {
+        if (!(error instanceof StoreUnavailable)) throw error;
+        await clock.sleep(backoffMs, signal);
+      }
+    }
+  };
+
+  const read = async (number: number): Promise<BatchDoc> => {
+    const doc = await batches.get(batchId(number));
+    if (!doc) throw new LedgerBroken(`${batchId(number)} has vanished`);
+    return doc;
+  };
+
+  const lastDerived = async (): Promise<LedgerHead> => {
+    const [row] = await models.checkpoints.find({ order: -1, limit: 1 });
+    if (!row) return emptyHead;
+    const before = row.batch === 1 ? emptyHead : headOf(await read(row.batch - 1), row.batch - 1, seal);
+    const { doc, head } = replayBatch(before, await read(row.batch), seal);
+    if (doc.checkpoint !== row.checkpoint) throw new LedgerBroken(`${doc._id} is not the batch that was published`);
+    return head;
+  };
+
+  const derive = async (before: LedgerHead, batch: Batch, signal: AbortSignal): Promise<void> =>
+    parts.published(await patiently(signal, () => projection.derive(before, batch)));
+
+  return {
+    seal,
+    verifierKey,
+    derive,
+    async load(signal) {
+      let head = await patiently(signal, lastDerived);
+      for (;;) {
+        const doc = await patiently(signal, () => batches.getLatest(batchId(head.batch + 1)));
+        if (!doc) return head;
+        const batch = replayBatch(head, doc, seal);
+        await derive(head, batch, signal);
+        head = batch.head;
+      }
+    },
+    stage: ({ doc }, signal) =>
+      withSpan(span.append("seal"), {}, () =>
+        patiently(signal, async () => {
+          if ((await batches.insert(doc)) === "inserted") return "staged";
+          // An insert that was reported lost may have been done: the checkpoint covers every leaf, and two sequencers never sign alike.
+          const there = await batches.getLatest(doc._id);
+          return there?.checkpoint === doc.checkpoint ? "staged" : "other";
+        }),
+      ),
+    async verifyAll(signal) {
+      const [last] = await patiently(signal, () => models.checkpoints.find({ order: -1, limit: 1 }));
+      let head = emptyHead;
+      while (head.batch < (last?.batch ?? 0)) {
+        const { batch } = head;
+        head = replayBatch(head, await patiently(signal, () => read(batch + 1)), seal).head;
+        await clock.sleep(verifyPauseMs, signal);
+      }
+    },
+  };
+};

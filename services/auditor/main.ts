@@ -1,0 +1,31 @@
+import { join } from "node:path";
+import { openMongoStore } from "@curfew/document-store/mongo.ts";
+import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { runService } from "@curfew/rpc/process.ts";
+import { auditorSpec, environment } from "./config.ts";
+import { openAuditor } from "./service.ts";
+
+await runService({
+  name: "auditor",
+  spec: auditorSpec,
+  env: environment,
+  open: async (parts, { mongoUrl, mongoTls, producersDatabase, caFile, identityDir, ledgerOrigin }) => {
+    const producers = await openMongoStore({
+      url: mongoUrl,
+      database: producersDatabase,
+      ...(mongoTls && {
+        tls: { ca: caFile, cert: join(identityDir, "cert.pem"), key: join(identityDir, "key.pem") },
+      }),
+    });
+    const service = await openAuditor({
+      ...parts,
+      epochs: await producers.collection<EpochRow>("epochs"),
+      ...(ledgerOrigin && { origin: ledgerOrigin }),
+    });
+    const close = async () => {
+      await service.close();
+      await producers.close();
+    };
+    return { port: service.port, ready: service.ready, failed: service.failed, close };
+  },
+});

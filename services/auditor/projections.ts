@@ -1,0 +1,225 @@
+import { hash } from "node:crypto";
+import type { Message } from "@bufbuild/protobuf";
+import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
+import { readEvent, UnreadableRecord } from "@curfew/event-log/envelope.ts";
+import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { HASH_BYTES } from "@curfew/ledger/hash.ts";
+import type { NodeAddress } from "@curfew/ledger/tree.ts";
+import { type CheckedBatch, type Finding, openCompleteness, streamPlace } from "./completeness.ts";
+import { type Batch, LedgerBroken, type LedgerHead, type NextOffset } from "./domain.ts";
+import type { SealedRecord } from "./leaf.ts";
+
+/**
+ * The read models, derived from batches alone and insert-only: whoever derives a batch writes the same rows, so a second writer and a
+ * repetition after a crash do no harm. A batch is derived after all before it; its checkpoint row is written last and publishes it.
+ */
+
+/** A leaf, by its index. */
+export type EntryRow = {
+  _id: string;
+  batch: number;
+  leaf: Uint8Array;
+  /** Hashes of the subtrees that the leaf completes, its own first, joined: node (level, index) stands at the last leaf below it. */
+  nodes: Uint8Array;
+  type?: string;
+  source?: string;
+  tokenId?: string;
+  /** ce_time. */
+  timeMs?: number;
+  /** Another leaf before it has the same ce_id. */
+  duplicate?: true;
+  /** On the last record of a chain in its batch: the chain, and its head there. */
+  chain?: string;
+  chainSequence?: number;
+  chainHash?: string;
+};
+
+/** Which leaf came first with an event id, or with a number of a stream. */
+export type KeyRow = { _id: string; index: number };
+
+/** A finished batch. */
+export type CheckpointRow = {
+  _id: string;
+  batch: number;
+  first: number;
+  size: number;
+  root: Uint8Array;
+  checkpoint: string;
+  positions: NextOffset[];
+};
+
+export interface ReadModels {
+  readonly entries: Collection<EntryRow>;
+  readonly keys: Collection<KeyRow>;
+  readonly checkpoints: Collection<CheckpointRow>;
+}
+
+export const openReadModels = async (store: DocumentStore): Promise<ReadModels> => ({
+  entries: await store.collection<EntryRow>("entries", { indexes: ["tokenId", "type", "source", "chain"] }),
+  keys: await store.collection<KeyRow>("keys"),
+  checkpoints: await store.collection<CheckpointRow>("checkpoints"),
+});
+
+const maxInsert = 1_000;
+/** Longer and stranger texts than our own events have are kept by their hash; as filters they are left out. */
+const maxKeyBytes = 900;
+const maxFilterLength = 128;
+
+export const entryId = (index: number) => String(index).padStart(16, "0");
+export const checkpointId = (batch: number) => String(batch).padStart(10, "0");
+
+const keyId = (kind: "event" | "stream", text: string): string =>
+  text.isWellFormed() && !text.includes("\0") && Buffer.byteLength(text) <= maxKeyBytes
+    ? `${kind} ${text}`
+    : `${kind}-sha256 ${hash("sha256", text, "hex")}`;
+export const eventKey = (eventId: string) => keyId("event", eventId);
+const streamKey = (topic: string, stream: string, sequence: number) =>
+  keyId("stream", `${topic} ${stream}@${sequence}`);
+
+export const headerOf = (record: SealedRecord, name: string) => record.headers.find(([n]) => n === name)?.[1];
+
+/** The record's message; undefined for what is no event of ours: it is sealed all the same. */
+export const messageOf = (record: SealedRecord): Message | undefined => {
+  try {
+    return readEvent(record).message;
+  } catch (error) {
+    if (error instanceof UnreadableRecord) return undefined;
+    throw error;
+  }
+};
+
+const tokenPattern = /(?:^|\/)(tok_[0-9A-Za-z_-]{1,60})(?:\/|$)/;
+
+/** The token that an event is about: named by the event, or by its stream. */
+export const tokenOf = (record: SealedRecord, message: Message | undefined): string | undefined => {
+  const named = message && "tokenId" in message ? message.tokenId : undefined;
+  if (typeof named === "string" && named !== "") return named;
+  return tokenPattern.exec(headerOf(record, "ce_subject") ?? "")?.[1];
+};
+
+const filterable = (text: string | undefined) =>
+  text !== undefined && text !== "" && text.length <= maxFilterLength && text.isWellFormed() ? text : undefined;
+
+const entryRow = (batch: Batch, at: number, record: SealedRecord, checked: CheckedBatch): EntryRow => {
+  const type = filterable(headerOf(record, "ce_type"));
+  const source = filterable(headerOf(record, "ce_source"));
+  const tokenId = filterable(tokenOf(record, messageOf(record)));
+  const timeMs = Date.parse(headerOf(record, "ce_time") ?? "");
+  const point = checked.heads.get(at);
+  return {
+    _id: entryId(batch.doc.first + at),
+    batch: batch.number,
+    leaf: batch.doc.leaves[at] as Uint8Array,
+    nodes: batch.nodes[at] as Uint8Array,
+    ...(type && { type }),
+    ...(source && { source }),
+    ...(tokenId && { tokenId }),
+    ...(!Number.isNaN(timeMs) && { timeMs }),
+    ...(point && { chain: point.chain, chainSequence: point.sequence, chainHash: point.hash }),
+  };
+};
+
+const keyRows = (batch: Batch): { events: (string | undefined)[]; rows: KeyRow[] } => {
+  const rows = new Map<string, KeyRow>();
+  const add = (_id: string, index: number) => {
+    if (!rows.has(_id)) rows.set(_id, { _id, index });
+    return _id;
+  };
+  const events = batch.records.map((record, at) => {
+    const place = streamPlace(record);
+    if (place) add(streamKey(record.topic, place.stream, place.sequence), batch.doc.first + at);
+    const id = headerOf(record, "ce_id");
+    return id ? add(eventKey(id), batch.doc.first + at) : undefined;
+  });
+  return { events, rows: [...rows.values()] };
+};
+
+const chunks = <T>(rows: readonly T[]): T[][] =>
+  Array.from({ length: Math.ceil(rows.length / maxInsert) }, (_, i) => rows.slice(i * maxInsert, (i + 1) * maxInsert));
+
+export interface Projection {
+  /** Writes the rows of a batch that follows `before`; every batch before it has been derived. May be repeated. */
+  derive(before: LedgerHead, batch: Batch): Promise<CheckpointRow>;
+}
+
+export const openProjection = (parts: {
+  models: ReadModels;
+  epochs: Collection<EpochRow>;
+  /** Records what was found, once for each producer and cause however often it is told. */
+  report: (findings: readonly Finding[]) => Promise<void>;
+}): Projection => {
+  const { entries, keys, checkpoints } = parts.models;
+  const completeness = openCompleteness({
+    async headBelow(chain, below) {
+      const [row] = await entries.find({ where: { chain }, below: entryId(below), order: -1, limit: 1 });
+      if (!row) return undefined;
+      return { sequence: row.chainSequence as number, hash: row.chainHash as string };
+    },
+    hasEvent: async (topic, stream, sequence) => (await keys.get(streamKey(topic, stream, sequence))) !== undefined,
+    topicOfProducer: async (producer) => (await parts.epochs.get(producer))?.topic,
+  });
+
+  /** Index of the first leaf with each key. */
+  const insertKeys = async (rows: readonly KeyRow[]): Promise<Map<string, number>> => {
+    const first = new Map<string, number>();
+    for (const chunk of chunks(rows)) {
+      const verdicts = await keys.insertMany(chunk);
+      for (const [i, row] of chunk.entries()) {
+        const there = verdicts[i] === "inserted" ? row : await keys.get(row._id);
+        if (!there) throw new LedgerBroken("a row of the read model has vanished");
+        first.set(row._id, there.index);
+      }
+    }
+    return first;
+  };
+
+  const insertEntries = async (rows: readonly EntryRow[]): Promise<void> => {
+    const verdicts = await entries.insertMany(rows);
+    for (const [i, row] of rows.entries()) {
+      if (verdicts[i] === "inserted") continue;
+      const there = await entries.get(row._id);
+      if (!there || Buffer.compare(there.leaf, row.leaf) !== 0)
+        throw new LedgerBroken(`leaf ${row._id} in the read model is not the one that was sealed`);
+    }
+  };
+
+  return {
+    async derive(before, batch) {
+      const { doc, number, head } = batch;
+      const checked = await completeness.check(before, batch);
+      const { events, rows } = keyRows(batch);
+      const first = await insertKeys(rows);
+      await insertEntries(
+        batch.records.map((record, at) => {
+          const row = entryRow(batch, at, record, checked);
+          const key = events[at];
+          return key === undefined || first.get(key) === doc.first + at ? row : { ...row, duplicate: true };
+        }),
+      );
+      await parts.report(checked.findings);
+      const { size, root, checkpoint } = doc;
+      const row: CheckpointRow = {
+        _id: checkpointId(number),
+        batch: number,
+        first: doc.first,
+        size,
+        root,
+        checkpoint,
+        positions: [...head.positions],
+      };
+      if ((await checkpoints.insert(row)) === "exists" && (await checkpoints.get(row._id))?.checkpoint !== checkpoint)
+        throw new LedgerBroken(`another checkpoint of batch ${number} has been published`);
+      checked.commit();
+      return row;
+    },
+  };
+};
+
+/** Reads subtree hashes for proofs: one row each, by exact id. */
+export const readNodes = (entries: Collection<EntryRow>) => (wanted: readonly NodeAddress[]) =>
+  Promise.all(
+    wanted.map(async ({ level, index }) => {
+      const row = await entries.get(entryId((index + 1) * 2 ** level - 1));
+      return row?.nodes.subarray(level * HASH_BYTES, (level + 1) * HASH_BYTES) ?? new Uint8Array();
+    }),
+  );

@@ -1,0 +1,147 @@
+import type { Bus, InRecord } from "@curfew/event-log/bus.ts";
+import { topicNames } from "@curfew/event-log/event-types.ts";
+import type { Tenure } from "@curfew/event-log/lease.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import type { Log } from "@curfew/runtime/log.ts";
+import { type LedgerHead, makeBatch, maxBatchBytes, maxBatchRecords, nextOffset } from "./domain.ts";
+import { aboutLeafBytes } from "./leaf.ts";
+import { Interrupted, type Ledger } from "./ledger.ts";
+
+/**
+ * The sequencer: reads all topics from the positions of the last batch and stages batch after batch. The insert of a batch decides; a
+ * lease only spares the work of a second one. When another was first, everything read is discarded and reading begins anew.
+ */
+
+/** What arrives within this time is sealed together. */
+export const groupMs = 50;
+/** Read and not yet sealed; past it the bus has to wait. */
+const maxWaitingRecords = 4 * maxBatchRecords;
+const maxWaitingBytes = 4 * maxBatchBytes;
+
+/** Records between the subscription and the next batch. */
+const openIntake = (head: LedgerHead) => {
+  let waiting: InRecord[] = [];
+  let bytes = 0;
+  let closed = false;
+  const next = new Map<string, number>();
+  let changed = Promise.withResolvers<void>();
+  const tell = () => {
+    changed.resolve();
+    changed = Promise.withResolvers();
+  };
+  const isFull = () => waiting.length >= maxWaitingRecords || bytes >= maxWaitingBytes;
+  return {
+    /** Takes records in; what is sealed or waiting already is dropped, and nothing else. Resolves when there is room for more. */
+    async accept(records: readonly InRecord[]): Promise<void> {
+      for (const record of records) {
+        const place = `${record.topic}/${record.partition}`;
+        if (record.offset < (next.get(place) ?? nextOffset(head.positions, record.topic, record.partition))) continue;
+        next.set(place, record.offset + 1);
+        waiting.push(record);
+        bytes += aboutLeafBytes(record);
+      }
+      tell();
+      while (isFull() && !closed) await changed.promise;
+    },
+    get size() {
+      return waiting.length;
+    },
+    /** Whether a batch would be full. */
+    get enough() {
+      return waiting.length >= maxBatchRecords || bytes >= maxBatchBytes;
+    },
+    /** Resolves at the next change. */
+    changed: () => changed.promise,
+    take(): InRecord[] {
+      let count = 0;
+      let taken = 0;
+      for (const record of waiting) {
+        const size = aboutLeafBytes(record);
+        if (count >= maxBatchRecords || (count > 0 && taken + size > maxBatchBytes)) break;
+        count += 1;
+        taken += size;
+      }
+      const records = waiting.slice(0, count);
+      waiting = waiting.slice(count);
+      bytes -= taken;
+      tell();
+      return records;
+    },
+    close() {
+      closed = true;
+      tell();
+    },
+  };
+};
+type Intake = ReturnType<typeof openIntake>;
+
+/** Until there is something, and then for as long as more may come with it. False when told to stop. */
+const gather = async (intake: Intake, clock: Clock, signal: AbortSignal): Promise<boolean> => {
+  while (intake.size === 0 && !signal.aborted) await intake.changed();
+  const over = new AbortController();
+  const timer = clock.sleep(groupMs, over.signal);
+  let late = false;
+  void timer.then(() => {
+    late = true;
+  });
+  while (!late && !intake.enough && !signal.aborted) await Promise.race([timer, intake.changed()]);
+  over.abort();
+  return !signal.aborted;
+};
+
+/** What `openLease` runs. Returns when told to stop; throws what ends the tenure. */
+export const sealUntil = async (
+  parts: { readonly ledger: Ledger; readonly bus: Bus; readonly clock: Clock; readonly log: Log },
+  { fence, signal }: Tenure,
+): Promise<void> => {
+  const { ledger, bus, clock, log } = parts;
+
+  /** Until told to stop, or another sequencer was first. */
+  const sealAfter = async (start: LedgerHead, intake: Intake, stopped: AbortSignal): Promise<void> => {
+    let head = start;
+    while (await gather(intake, clock, stopped)) {
+      const batch = makeBatch(head, intake.take(), clock.now(), ledger.seal);
+      if ((await ledger.stage(batch, stopped)) === "other") {
+        log.warn({ batch: batch.number }, "another sequencer was first; starting again from its batch");
+        return;
+      }
+      await ledger.derive(head, batch, stopped);
+      head = batch.head;
+    }
+  };
+
+  /** From the last batch on, with a subscription of its own. */
+  const session = async (stop: AbortController): Promise<void> => {
+    const head = await ledger.load(stop.signal);
+    const intake = openIntake(head);
+    stop.signal.addEventListener("abort", intake.close);
+    const subscription = await bus.subscribe({
+      name: `auditor-seal-${fence}`,
+      topics: Object.values(topicNames),
+      start: (topic, partition) => nextOffset(head.positions, topic, partition),
+      onRecords: intake.accept,
+    });
+    const sealing = sealAfter(head, intake, stop.signal);
+    try {
+      await Promise.race([sealing, subscription.failed]);
+    } finally {
+      stop.abort();
+      await subscription.close();
+      // Whatever ended the race is thrown; nothing of this session goes on beside the next one.
+      await sealing.catch(() => undefined);
+    }
+  };
+
+  while (!signal.aborted) {
+    const stop = new AbortController();
+    const relay = () => stop.abort();
+    signal.addEventListener("abort", relay);
+    try {
+      await session(stop);
+    } catch (error) {
+      if (!(error instanceof Interrupted)) throw error;
+    } finally {
+      signal.removeEventListener("abort", relay);
+    }
+  }
+};

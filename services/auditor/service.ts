@@ -1,0 +1,116 @@
+import type { Collection } from "@curfew/document-store/port.ts";
+import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { topicNames } from "@curfew/event-log/event-types.ts";
+import { type Lease, openLease } from "@curfew/event-log/lease.ts";
+import { openOutbox } from "@curfew/event-log/outbox.ts";
+import type { HealthState } from "@curfew/rpc/health.ts";
+import { openWaker, type RunningService, relayService, type ServiceParts, serve } from "@curfew/rpc/replica.ts";
+import { type BatchDoc, LedgerBroken } from "./domain.ts";
+import { openFollower } from "./follower.ts";
+import { auditorService } from "./grpc.ts";
+import { Interrupted, openLedger, sealOf } from "./ledger.ts";
+import { openProjection, openReadModels } from "./projections.ts";
+import { openGapReporter } from "./reactions.ts";
+import { sealUntil } from "./sealer.ts";
+
+const name = "auditor";
+const closeGraceMs = 1_000;
+const healthEveryMs = 1_000;
+
+export type AuditorServiceParts = ServiceParts & {
+  /** The shared store of producers: who may have written a record. Read only. */
+  readonly epochs: Collection<EpochRow>;
+  /** The ledger's name, and that of its signing key; default: `<trust domain>/ledger`. */
+  readonly origin?: string;
+};
+
+/** SERVING while the database answers: without it there is nothing to answer from. Without the bus what is sealed can still be read. */
+const keepHealth = async (
+  { store, clock, log }: ServiceParts,
+  health: HealthState,
+  signal: AbortSignal,
+  ready: () => void,
+): Promise<void> => {
+  let last: boolean | undefined;
+  while (!signal.aborted) {
+    const answers = await store.ping().then(
+      () => true,
+      () => false,
+    );
+    if (signal.aborted) return;
+    if (answers !== last) health.setAll(answers ? "SERVING" : "NOT_SERVING");
+    if (!answers && last !== false) log.warn({}, "the database does not answer");
+    if (answers) ready();
+    last = answers;
+    await clock.sleep(healthEveryMs, signal);
+  }
+};
+
+/** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */
+export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningService> => {
+  const { store, bus, clock, log, instance } = parts;
+  const origin = parts.origin ?? `${parts.trustDomain}/ledger`;
+  const key = parts.keyring.signingKey(origin);
+  const waker = openWaker(name, parts);
+  const outbox = await openOutbox({ ...parts, service: name, topic: topicNames.evidence, wake: waker.wake });
+  const batches = await store.collection<BatchDoc>("batches");
+  const models = await openReadModels(store);
+  const follower = await openFollower({ models, seal: sealOf(origin, key).seal, clock, log });
+  const projection = openProjection({ models, epochs: parts.epochs, report: openGapReporter(outbox, log) });
+  const ledger = openLedger({ batches, models, projection, origin, key, clock, published: follower.published });
+
+  let lease: Lease | undefined;
+  const failed = Promise.withResolvers<never>();
+  failed.promise.catch(() => undefined); // whoever waits sees it; nobody has to
+  const broken = (error: LedgerBroken) => {
+    log.error({ err: error }, "the ledger is broken: what is stored contradicts what was signed");
+    failed.reject(error);
+    void lease?.close();
+  };
+  follower.failed.catch(failed.reject);
+
+  const server = await serve(parts, [
+    auditorService({ batches, models, ledger, follower, broken }),
+    relayService(outbox.relay, outbox.topic),
+  ]);
+  const address = `localhost:${server.port}`;
+  outbox.start(address);
+  lease = openLease({
+    rows: outbox.leases,
+    name: "seal-auditor",
+    holder: instance,
+    address: () => address,
+    clock,
+    log,
+    exclusive: parts.exclusive,
+    work: async (tenure) => {
+      try {
+        await Promise.all([sealUntil({ ledger, bus, clock, log }, tenure), ledger.verifyAll(tenure.signal)]);
+      } catch (error) {
+        if (error instanceof LedgerBroken) broken(error);
+        if (!(error instanceof Interrupted)) throw error;
+      }
+    },
+  });
+  const closing = new AbortController();
+  const ready = Promise.withResolvers<void>();
+  void keepHealth(parts, server.health, closing.signal, ready.resolve);
+  const close = async () => {
+    closing.abort();
+    await server.close(closeGraceMs);
+    await lease?.close();
+    await outbox.close();
+    await follower.close();
+    waker.close();
+  };
+  let closed: Promise<void> | undefined;
+  return {
+    port: server.port,
+    ready: ready.promise,
+    failed: failed.promise,
+    close() {
+      closed ??= close();
+      return closed;
+    },
+  };
+};

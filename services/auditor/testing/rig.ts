@@ -1,0 +1,191 @@
+import { generateKeyPairSync, hash } from "node:crypto";
+import { create, type Message } from "@bufbuild/protobuf";
+import { TokenExpiredSchema } from "@curfew/contracts/gen/curfew/events/v1/tokens_pb.ts";
+import { UseDecidedSchema } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import type { DocumentStore } from "@curfew/document-store/port.ts";
+import type { Bus, InRecord, OutRecord } from "@curfew/event-log/bus.ts";
+import { encodeEvent } from "@curfew/event-log/envelope.ts";
+import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { topicNames } from "@curfew/event-log/event-types.ts";
+import { openOutbox } from "@curfew/event-log/outbox.ts";
+import { leafHash } from "@curfew/ledger/hash.ts";
+import { verifyInclusion } from "@curfew/ledger/proof.ts";
+import { proveInclusion } from "@curfew/ledger/tree.ts";
+import { systemClock } from "@curfew/runtime/clock.ts";
+import { openLog } from "@curfew/runtime/log.ts";
+import { systemRandom } from "@curfew/runtime/random.ts";
+import { memoryBus } from "@curfew/simulation/memory-bus.ts";
+import { memoryStore } from "@curfew/simulation/memory-store.ts";
+import { expect } from "vitest";
+import { type BatchDoc, batchId, emptyHead, replayBatch } from "../domain.ts";
+import { decodeLeaf } from "../leaf.ts";
+import { openLedger, sealOf } from "../ledger.ts";
+import { entryId, openProjection, openReadModels, readNodes } from "../projections.ts";
+import { openGapReporter } from "../reactions.ts";
+import { sealUntil } from "../sealer.ts";
+
+export const clock = systemClock;
+export const quiet = openLog({ service: "test", level: "error", write: () => undefined });
+export const origin = "test.example/ledger";
+const pair = generateKeyPairSync("ed25519");
+export const signingKey = { privateKey: pair.privateKey, publicKey: pair.publicKey };
+export const { seal, verifierKey } = sealOf(origin, signingKey);
+export const bound = { timeout: 20_000, interval: 10 };
+
+export const tokenId = (n: number) => `tok_00000000-0000-8000-8000-${String(n).padStart(12, "0")}`;
+
+/** An event as a record to send, on its stream's number `sequence`; without one a use. */
+export const eventRecord = (
+  message: Message,
+  o: { subject: string; source?: string; sequence?: number; id?: string; partition?: number; nowMs?: number },
+): OutRecord => {
+  const { subject, partition = 0 } = o;
+  const encoded = encodeEvent(message, {
+    source: o.source ?? "/issuer",
+    subject,
+    nowMs: o.nowMs ?? clock.now(),
+    random: systemRandom,
+    traceparent: `00-${"a".repeat(32)}-${"b".repeat(16)}-00`,
+    ...(o.sequence !== undefined && { sequence: o.sequence }),
+    ...(o.id !== undefined && { id: o.id }),
+  });
+  return { partition, key: subject, headers: encoded.headers, value: encoded.value };
+};
+
+export const tokenEvent = (token: number, sequence: number, id?: string): OutRecord =>
+  eventRecord(create(TokenExpiredSchema, { tokenId: tokenId(token) }), {
+    subject: `tokens/${tokenId(token)}`,
+    sequence,
+    ...(id !== undefined && { id }),
+  });
+
+export const use = (token: number, partition = 0, id?: string): OutRecord =>
+  eventRecord(
+    create(UseDecidedSchema, { useId: `use-${token}`, tokenId: tokenId(token), resourceService: "invoices" }),
+    {
+      subject: tokenId(token),
+      source: "/verifier",
+      partition,
+      ...(id !== undefined && { id }),
+    },
+  );
+
+export const partitions = {
+  [topicNames.tokens]: 1,
+  [topicNames.revocations]: 1,
+  [topicNames.breaches]: 1,
+  [topicNames.evidence]: 1,
+  [topicNames.uses]: 3,
+};
+
+/** Store, bus and producers in memory: the same for every auditor of a test. */
+export const openWorld = async () => {
+  const producers = memoryStore();
+  const epochs = await producers.collection<EpochRow>("epochs");
+  const store = memoryStore();
+  const bus = memoryBus({ epochs, clock, topics: partitions });
+  const send = async (topic: string, producer: string, records: readonly OutRecord[]) => {
+    const open = await bus.openProducer({ topic, name: producer });
+    await open.send(records);
+    await open.close();
+  };
+  return { epochs, store, bus, send };
+};
+export type World = Awaited<ReturnType<typeof openWorld>>;
+
+/** One auditor without its server, on its own view of the store. It seals until stopped; no lease holds it back. */
+export const startAuditor = async (world: World, store: DocumentStore = world.store, bus: Bus = world.bus) => {
+  const models = await openReadModels(store);
+  const outbox = await openOutbox({
+    store,
+    bus,
+    service: "auditor",
+    instance: `a${hash("sha256", systemRandom(8), "hex").slice(0, 8)}`,
+    topic: topicNames.evidence,
+    clock,
+    random: systemRandom,
+    log: quiet,
+    exclusive: true,
+    wake: async () => [],
+  });
+  const projection = openProjection({ models, epochs: world.epochs, report: openGapReporter(outbox, quiet) });
+  const batches = await store.collection<BatchDoc>("batches");
+  const ledger = openLedger({
+    batches,
+    models,
+    projection,
+    origin,
+    key: signingKey,
+    clock,
+    published: () => undefined,
+  });
+  const stop = new AbortController();
+  const running = sealUntil({ ledger, bus, clock, log: quiet }, { fence: 1, signal: stop.signal });
+  running.catch(() => undefined);
+  return {
+    ledger,
+    models,
+    outbox,
+    /** Rejects when the sealer has ended with an error. */
+    running,
+    async close() {
+      stop.abort();
+      await running;
+      await outbox.close();
+    },
+  };
+};
+
+const allRecords = (world: World): InRecord[] =>
+  Object.keys(partitions).flatMap((topic) => [...world.bus.records(topic)]);
+const placeOf = (r: { topic: string; partition: number; offset: number }) => `${r.topic}/${r.partition}@${r.offset}`;
+
+export const sorted = (texts: readonly string[]) => [...texts].sort((a, b) => (a < b ? -1 : 1));
+
+/** Every batch, made again from the first. */
+export const replayAll = async (store: DocumentStore) => {
+  const batches = await store.collection<BatchDoc>("batches");
+  const found = [];
+  for (let head = emptyHead; ; ) {
+    const doc = await batches.get(batchId(head.batch + 1));
+    if (!doc) return { batches: found, head };
+    const batch = replayBatch(head, doc, seal);
+    found.push(batch);
+    head = batch.head;
+  }
+};
+
+/**
+ * One tree: every batch follows the one before it, each record of the bus is exactly one leaf, rows and checkpoints are those of the
+ * batches, and every leaf has a proof under the last root.
+ */
+export const assertOneTree = async (world: World): Promise<void> => {
+  const { batches, head } = await replayAll(world.store);
+  const places = batches.flatMap((batch) => batch.records.map(placeOf));
+  expect(sorted(places)).toEqual(sorted(allRecords(world).map(placeOf)));
+  const { entries, checkpoints } = await openReadModels(world.store);
+  expect((await checkpoints.find({ limit: 10_000 })).map((row) => row.checkpoint)).toEqual(
+    batches.map((batch) => batch.doc.checkpoint),
+  );
+  const rows = await entries.find({ limit: 10_000 });
+  expect(rows.map((row) => placeOf(decodeLeaf(row.leaf)))).toEqual(places);
+  const root = head.frontier.root();
+  for (const [index, row] of rows.entries()) {
+    expect(row._id).toBe(entryId(index));
+    const proof = await proveInclusion(index, head.size, readNodes(entries));
+    expect(verifyInclusion(index, head.size, leafHash(row.leaf), proof, root)).toBe(true);
+  }
+};
+
+/** Waits until everything on the bus is sealed and published. */
+export const untilSealed = async (world: World): Promise<void> => {
+  const { checkpoints } = await openReadModels(world.store);
+  const deadline = clock.monotonicMs() + bound.timeout;
+  for (;;) {
+    const [last] = await checkpoints.find({ order: -1, limit: 1 });
+    if ((last?.size ?? 0) >= allRecords(world).length) return;
+    if (clock.monotonicMs() > deadline)
+      throw new Error(`sealed ${last?.size ?? 0} of ${allRecords(world).length} records`);
+    await clock.sleep(bound.interval);
+  }
+};
