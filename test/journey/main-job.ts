@@ -1,0 +1,378 @@
+import { execFileSync, spawnSync } from "node:child_process";
+import { randomUUID } from "node:crypto";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import { timestampMs } from "@bufbuild/protobuf/wkt";
+import type { LocalVerifier } from "@curfew/client/local-verifier.ts";
+import { openTokenSource } from "@curfew/client/token-source.ts";
+import { AuditorService, type SealedEvent } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
+import { BreachService, type Case } from "@curfew/contracts/gen/curfew/breach/v1/breach_pb.ts";
+import { EvidenceMode } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
+import { IssuerService } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
+import { RevocationService } from "@curfew/contracts/gen/curfew/revocation/v1/revocation_pb.ts";
+import { VerifierService } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import { generateKeyPair } from "@curfew/keyring/hpke.ts";
+import { openCheckpoint } from "@curfew/ledger/checkpoint.ts";
+import { leafHash } from "@curfew/ledger/hash.ts";
+import { parseVerifierKey } from "@curfew/ledger/note-key.ts";
+import { verifyInclusion } from "@curfew/ledger/proof.ts";
+import { systemRandom } from "@curfew/runtime/random.ts";
+import type { Cast } from "./cast.ts";
+import type { Receivers } from "./receivers.ts";
+import { Tally } from "./tally.ts";
+
+/** The whole main job (design: product, "The main job, start to end") on real input against a running suite. */
+export interface MainJob {
+  readonly cast: Cast;
+  readonly receivers: Receivers;
+  /** The suite's data directory, and a folder of our own for the leak repository. */
+  readonly dataDir: string;
+  readonly workDir: string;
+  /** Says what happened, for a person who has never seen it. */
+  readonly step: (title: string, ...details: string[]) => void;
+}
+
+export interface MainJobResult {
+  readonly leakToRefusedMs: number;
+  readonly leakToDraftMs: number;
+  readonly tokenId: string;
+  readonly caseId: string;
+  readonly window: { readonly from: string; readonly to: string };
+  readonly people: Numbers;
+  readonly records: Numbers;
+  readonly clock: { readonly awareAt: string; readonly conservative: string; readonly regulation1182: string };
+  readonly pages: number;
+  readonly ledger: { readonly size: number; readonly root: string };
+  /** Every secret of the run, for the canary; never printed. */
+  readonly secrets: readonly string[];
+}
+
+export interface Numbers {
+  readonly lower: number;
+  readonly best: number;
+  readonly upper: number | null;
+}
+
+const root = fileURLToPath(new URL("../../", import.meta.url));
+const home = "198.51.100.20";
+const strangerAddress = "203.0.113.77";
+const waitMs = 15_000;
+
+const expectEqual = (what: string, found: unknown, wanted: unknown) => {
+  if (found !== wanted)
+    throw new Error(`${what}: the case says ${String(found)}, the journey's own tally says ${String(wanted)}`);
+};
+
+/** Asks until the answer is there: every wait of the journey has a bound. */
+const until = async <T>(what: string, ask: () => Promise<T | undefined>): Promise<T> => {
+  const deadlineMs = performance.now() + waitMs;
+  for (;;) {
+    const answer = await ask();
+    if (answer !== undefined) return answer;
+    if (performance.now() > deadlineMs) throw new Error(`${what}: nothing within ${waitMs} ms`);
+    await sleep(10);
+  }
+};
+
+const iso = (at: Parameters<typeof timestampMs>[0] | undefined): string => {
+  if (!at) throw new Error("a time is missing");
+  return new Date(timestampMs(at)).toISOString();
+};
+
+interface Access {
+  readonly phase: "before" | "after" | "stranger";
+  readonly people: readonly string[];
+  readonly records: number;
+}
+
+/** A resource service serves one request: authorises, "reads" the records, says whom it touched. */
+const serveRequest = async (
+  sdk: LocalVerifier,
+  of: "invoices" | "customers",
+  secret: string,
+  access: Access,
+  tally: Tally,
+) => {
+  await sdk.authorize(
+    secret,
+    {
+      scope: `${of}:read`,
+      resource: `${of}/2026`,
+      purpose: "billing",
+      dataCategories: [of === "invoices" ? "financial" : "contact"],
+      controller: "acme",
+      maxPeople: 100,
+      maxRecords: 1_000,
+      sourceAddress: access.phase === "stranger" ? strangerAddress : home,
+      sourceCountry: access.phase === "stranger" ? "NL" : "DE",
+    },
+    (use) => {
+      use.touched({
+        records: access.records,
+        people: access.people.map((value) => ({ controller: "acme", identifierType: "customer-id", value })),
+      });
+      tally.add(access.phase, access.people, access.records);
+    },
+  );
+};
+
+const customer = (n: number) => `customer-${String(n).padStart(4, "0")}`;
+
+/** Commits the secret and "removes" it in a later commit, as people do. Answers when it was committed. */
+const leakIntoGit = (workDir: string, secret: string): { repository: string; committedAtMs: number } => {
+  const repository = join(workDir, "leak-repository");
+  mkdirSync(repository, { recursive: true });
+  const git = (...args: string[]) =>
+    execFileSync("git", ["-c", "user.name=Intern", "-c", "user.email=intern@acme.example", ...args], {
+      cwd: repository,
+      encoding: "utf8",
+    });
+  git("init", "-q");
+  writeFileSync(join(repository, "deploy.env"), `API_URL=https://invoices.acme.example\nAPI_TOKEN=${secret}\n`);
+  git("add", ".");
+  git("commit", "-qm", "Deploy settings");
+  const committedAtMs = Number(git("log", "-1", "--format=%ct").trim()) * 1_000;
+  writeFileSync(join(repository, "deploy.env"), "API_URL=https://invoices.acme.example\n");
+  git("commit", "-qam", "Remove token");
+  return { repository, committedAtMs };
+};
+
+const scan = (dataDir: string, repository: string) => {
+  const args = [
+    "--disable-warning=ExperimentalWarning",
+    join(root, "packages/cli/main.ts"),
+    "--data",
+    dataDir,
+    "--as",
+    "person/sam",
+    "-o",
+    "json",
+  ];
+  const run = spawnSync(process.execPath, [...args, "scan", "--report", repository], {
+    encoding: "utf8",
+    timeout: 60_000,
+  });
+  if (run.status !== 1)
+    throw new Error(
+      `curfew scan should have found a live secret (exit 1), and ended with ${run.status}: ${run.stderr}`,
+    );
+  return run.stdout;
+};
+
+const prove = async (cast: Cast, tokenId: string): Promise<{ size: number; root: string; events: number }> => {
+  const auditor = cast.client(AuditorService, "auditor", "person/dana");
+  const revoked: SealedEvent = await until("TokenRevoked in the ledger", async () => {
+    const { events } = await auditor.listEvents({ tokenId, type: "curfew.token.revoked.v1" });
+    return events[0];
+  });
+  const { leaf, inclusionProof, checkpoint, event } = await auditor.getEvent({
+    which: { case: "eventId", value: revoked.eventId },
+  });
+  const { verifierKey } = await auditor.getCheckpoint({});
+  const opened = openCheckpoint(checkpoint, parseVerifierKey(verifierKey));
+  const index = Number(event?.index ?? -1);
+  if (!verifyInclusion(index, opened.size, leafHash(leaf), inclusionProof, opened.root))
+    throw new Error("the inclusion proof of TokenRevoked does not lead to the signed checkpoint");
+  const { ledgerSize } = await auditor.listEvents({ tokenId, pageSize: 1 });
+  return { size: opened.size, root: Buffer.from(opened.root).toString("base64"), events: Number(ledgerSize) };
+};
+
+/** Issues billing's token: policy, registered key, sealed secret, opened. */
+const issue = async ({ cast, step }: MainJob) => {
+  const admin = cast.client(IssuerService, "issuer", "person/ada");
+  const document = readFileSync(join(root, "deploy/embedded/policy.yaml"), "utf8");
+  const { version } = await admin.publishPolicy({ requestId: randomUUID(), policy: "default", document });
+  step("person/ada published the policy", `default, version ${version}`);
+  const source = openTokenSource({
+    issuer: cast.replicas("issuer")[0] as string,
+    identity: cast.identity("workload/billing"),
+    caPem: cast.caPem(),
+    trustDomain: "curfew.example",
+    keyPair: generateKeyPair(systemRandom),
+    wanted: {
+      requestId: randomUUID(),
+      grant: {
+        scopes: ["invoices:read", "customers:read"],
+        resources: ["invoices/**", "customers/**"],
+        audiences: ["invoices", "crm"],
+        purposes: ["billing"],
+        dataCategories: ["contact", "financial"],
+        evidenceMode: EvidenceMode.BATCHED,
+      },
+    },
+  });
+  cast.onClose(() => source.close());
+  const secret = await source.current(AbortSignal.timeout(waitMs));
+  step(
+    "workload/billing registered its key and opened a token sealed to it",
+    `${source.tokenId}; no human has seen the secret`,
+  );
+  return { secret, tokenId: source.tokenId };
+};
+
+const useIt = async ({ cast, step }: MainJob, secret: string, tally: Tally) => {
+  const invoices = cast.resourceService("invoices");
+  const crm = cast.resourceService("crm");
+  await Promise.all([invoices.whenLive(AbortSignal.timeout(waitMs)), crm.whenLive(AbortSignal.timeout(waitMs))]);
+  for (let n = 0; n < 400; n += 1) {
+    const of = n % 2 === 0 ? "invoices" : "customers";
+    const access: Access = { phase: "before", people: [customer(n % 250)], records: 1 + (n % 3) };
+    await serveRequest(of === "invoices" ? invoices : crm, of, secret, access, tally);
+  }
+  step(
+    "two resource services used it through the SDK",
+    `400 uses, ${tally.people("before")} people, ${tally.records("before")} records, in two data categories`,
+  );
+  return { invoices, crm };
+};
+
+const leak = async (
+  job: MainJob,
+  secret: string,
+  sdks: { invoices: LocalVerifier; crm: LocalVerifier },
+  tally: Tally,
+) => {
+  const { repository, committedAtMs } = leakIntoGit(job.workDir, secret);
+  job.step("the secret was committed to a git repository, and removed in a later commit", repository);
+  // A commit date has whole seconds: what comes next is after it beyond doubt.
+  await sleep(Math.max(0, committedAtMs + 1_000 - Date.now()));
+  for (let n = 0; n < 30; n += 1) {
+    await serveRequest(sdks.invoices, "invoices", secret, { phase: "after", people: [customer(n)], records: 1 }, tally);
+    const people = [customer(200 + 2 * n), customer(201 + 2 * n)];
+    await serveRequest(sdks.crm, "customers", secret, { phase: "stranger", people, records: 5 }, tally);
+  }
+  job.step(
+    "a stranger used it too",
+    `${tally.people("stranger")} people, ${tally.records("stranger")} records, from an address never seen before`,
+  );
+  return repository;
+};
+
+/** Nobody accepts it any more: both SDKs and every verifier. */
+const checkDead = async (cast: Cast, secret: string, sdks: { invoices: LocalVerifier; crm: LocalVerifier }) => {
+  const use = {
+    scope: "invoices:read",
+    resource: "invoices/2026",
+    purpose: "billing",
+    controller: "acme",
+    maxPeople: 1,
+    maxRecords: 1,
+  };
+  for (const sdk of [sdks.invoices, sdks.crm]) {
+    const outcome = await sdk
+      .authorize(secret, use, () => "allowed")
+      .catch((error: { reason?: string }) => error.reason);
+    if (outcome !== "REVOKED") throw new Error(`an SDK says ${String(outcome)} of a revoked token`);
+  }
+  for (const [n] of cast.replicas("verifier").entries()) {
+    const verifier = cast.client(VerifierService, n === 0 ? "verifier" : `verifier-${n + 1}`, "workload/invoices");
+    const { allowed } = await verifier.verifyToken({
+      credential: { case: "secret", value: secret },
+      use: { ...use, maxPeople: 1n, maxRecords: 1n },
+    });
+    if (allowed) throw new Error("a verifier allows a revoked token");
+  }
+};
+
+/** The case as it is once everything that the journey did has been folded. */
+const readCase = async (cast: Cast, tokenId: string, tally: Tally): Promise<Case> => {
+  const breach = cast.client(BreachService, "breach-notifier", "person/dana");
+  const caseId = await until("a case", async () => (await breach.listCases({ tokenId })).cases[0]?.caseId);
+  return await until("the case's numbers", async () => {
+    const found = (await breach.getCase({ caseId })).case;
+    const radius = found?.blastRadius;
+    const folded =
+      radius?.window?.to !== undefined && Number(radius.records?.best) >= tally.records("after", "stranger");
+    return folded ? found : undefined;
+  });
+};
+
+const compare = (found: Case, tally: Tally) => {
+  const { people, records } = found.blastRadius ?? {};
+  expectEqual("people, lower", Number(people?.lower), tally.people("stranger"));
+  expectEqual("people, best", Number(people?.best), tally.people("after", "stranger"));
+  expectEqual("records, lower", Number(records?.lower), tally.records("stranger"));
+  expectEqual("records, best", Number(records?.best), tally.records("after", "stranger"));
+  if (people?.upper !== undefined && Number(people.upper) < tally.people("before", "after", "stranger"))
+    throw new Error("people, upper: less than all that were touched since the token was issued");
+};
+
+export const runMainJob = async (job: MainJob): Promise<MainJobResult> => {
+  const { cast, receivers, step } = job;
+  const tally = new Tally();
+  const { secret, tokenId } = await issue(job);
+  const sdks = await useIt(job, secret, tally);
+  const repository = await leak(job, secret, sdks, tally);
+
+  scan(job.dataDir, repository);
+  const revocation = cast.client(RevocationService, "revocation", "person/sam");
+  const proof = await until("the effective time", async () => {
+    const answer = await revocation.getRevocation({ tokenId });
+    return answer.effectiveAt ? answer : undefined;
+  });
+  const leakedAtMs = timestampMs(proof.revokedAt as NonNullable<typeof proof.revokedAt>);
+  const leakToRefusedMs = timestampMs(proof.effectiveAt as NonNullable<typeof proof.effectiveAt>) - leakedAtMs;
+  const breach = cast.client(BreachService, "breach-notifier", "person/dana");
+  const caseId = await until("a case", async () => (await breach.listCases({ tokenId })).cases[0]?.caseId);
+  const draft = await breach.draftNotification({ requestId: randomUUID(), caseId });
+  const leakToDraftMs = Date.now() - leakedAtMs;
+  step("curfew scan found it in the history and reported it", `${tokenId} is revoked`);
+  await checkDead(cast, secret, sdks);
+  step(
+    `it is dead everywhere after ${leakToRefusedMs} ms`,
+    ...proof.instances.map((i) => `${i.name} ${i.acknowledgedAt ? "acknowledged" : "lost its lease"}`),
+  );
+
+  const found = await readCase(cast, tokenId, tally);
+  compare(found, tally);
+  const { window, people, records } = found.blastRadius ?? {};
+  const numbers = (range: typeof people): Numbers => ({
+    lower: Number(range?.lower),
+    best: Number(range?.best),
+    upper: range?.upper === undefined ? null : Number(range.upper),
+  });
+  step(
+    "the case had opened by itself",
+    found.caseId,
+    `window ${iso(window?.fromBest)} to ${iso(window?.to)}`,
+    `people ${JSON.stringify(numbers(people))}, records ${JSON.stringify(numbers(records))}: as the journey's own tally`,
+    `clock (provisional): file before ${iso(found.clock?.conservative)}`,
+  );
+
+  await until("pages", async () => (receivers.mails.length > 0 && receivers.webhooks.length > 0 ? true : undefined));
+  step("people were paged", `${receivers.mails.length} by mail, ${receivers.webhooks.length} by webhook`);
+  const { clock } = await breach.decideAwareness({
+    requestId: randomUUID(),
+    caseId,
+    awareAt: found.firstSignalAt as NonNullable<typeof found.firstSignalAt>,
+    reason: "A stranger's address used the token after it was published.",
+    evidenceEventIds: found.signals.map((signal) => signal.eventId),
+  });
+  const decided = await breach.draftNotification({ requestId: randomUUID(), caseId });
+  step(
+    "person/dana decided awareness; the Article 33 draft is there",
+    `first draft ${leakToDraftMs} ms after the leak was reported, ready to ${draft.readyPercent} %; now ${decided.readyPercent} %`,
+    `still missing: ${decided.missing.join(", ")}`,
+  );
+  const ledger = await prove(cast, tokenId);
+  step("every event is in the ledger", `TokenRevoked is proved to be in the signed tree of ${ledger.size} entries`);
+  return {
+    leakToRefusedMs,
+    leakToDraftMs,
+    tokenId,
+    caseId,
+    window: { from: iso(window?.fromBest), to: iso(window?.to) },
+    people: numbers(people),
+    records: numbers(records),
+    clock: {
+      awareAt: iso(clock?.awareAt),
+      conservative: iso(clock?.conservative),
+      regulation1182: iso(clock?.regulation1182),
+    },
+    pages: receivers.mails.length + receivers.webhooks.length,
+    ledger: { size: ledger.size, root: ledger.root },
+    secrets: [secret],
+  };
+};
