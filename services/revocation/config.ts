@@ -1,0 +1,5 @@
+/** Nothing beyond what every service is told (packages/rpc/process.ts). */
+export const revocationSpec = {} as const;
+
+/** The environment, read here and in main only. */
+export const environment = process.env;

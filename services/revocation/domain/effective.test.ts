@@ -1,0 +1,77 @@
+import { describe, expect, it } from "vitest";
+import { type Acknowledgement, type Lease, proofOf, surelyEndedMs, uncertainCommitMs } from "./effective.ts";
+
+const leaseMs = 5_000;
+const marginMs = 50;
+const committedMs = 1_000_000;
+
+const lease = (over: Partial<Lease> = {}): Lease => ({
+  instance: "v-1",
+  name: "service/verifier",
+  sinceMs: committedMs - 60_000,
+  previousEndMs: 0,
+  untilMs: committedMs + 3_000,
+  goodbye: false,
+  clockOffsetMs: 2,
+  ...over,
+});
+const at = (receivedAtMs: number): Acknowledgement => ({ receivedAtMs, clockOffsetMs: 4 });
+const proof = (leases: Lease[], acknowledged: Record<string, Acknowledgement> = {}, nowMs = committedMs + 10) =>
+  proofOf(leases, { committedMs, acknowledgements: new Map(Object.entries(acknowledged)) }, nowMs, leaseMs);
+
+describe("the effective time", () => {
+  it("is the commit when nobody held a lease", () => {
+    expect(proof([])).toEqual({ instances: [], effectiveAtMs: committedMs });
+    expect(proof([lease({ untilMs: committedMs - marginMs })])).toEqual({ instances: [], effectiveAtMs: committedMs });
+  });
+
+  it("is absent while an instance has neither acknowledged nor surely lost its lease", () => {
+    expect(proof([lease()]).effectiveAtMs).toBeUndefined();
+    expect(proof([lease()], {}, committedMs + 3_000 + marginMs - 1).effectiveAtMs).toBeUndefined();
+    expect(proof([lease()], {}, committedMs + 3_000 + marginMs).effectiveAtMs).toBe(committedMs + 3_000 + marginMs);
+  });
+
+  it("counts a lease whose end is only just not sure at commit", () => {
+    expect(proof([lease({ untilMs: committedMs - marginMs + 1 })]).instances).toHaveLength(1);
+  });
+
+  it("is the latest of receipts and lease ends", () => {
+    const leases = [lease(), lease({ instance: "v-2" }), lease({ instance: "sdk-1", untilMs: committedMs + 500 })];
+    const receipts = { "v-1": at(committedMs + 5), "v-2": at(committedMs + 9), stranger: at(committedMs + 99_999) };
+    expect(proof(leases, receipts, committedMs + 549).effectiveAtMs).toBeUndefined();
+    expect(proof(leases, receipts, committedMs + 551)).toEqual({
+      effectiveAtMs: committedMs + 550,
+      instances: [
+        { instance: "v-1", name: "service/verifier", clockOffsetMs: 4, acknowledgedAtMs: committedMs + 5 },
+        { instance: "v-2", name: "service/verifier", clockOffsetMs: 4, acknowledgedAtMs: committedMs + 9 },
+        { instance: "sdk-1", name: "service/verifier", clockOffsetMs: 2, leaseEndedAtMs: committedMs + 550 },
+      ],
+    });
+  });
+
+  it("does not wait for an instance that has said goodbye longer than until it did", () => {
+    const gone = lease({ goodbye: true, untilMs: committedMs + 7 });
+    expect(surelyEndedMs(gone, leaseMs)).toBe(committedMs + 7);
+    expect(proof([gone]).effectiveAtMs).toBe(committedMs + 7);
+  });
+
+  it("counts a lease that began soon after the commit was dated: the commit may have been written after it", () => {
+    const began = (sinceMs: number) => lease({ sinceMs, untilMs: sinceMs + leaseMs });
+    expect(proof([began(committedMs + uncertainCommitMs)], {}, committedMs + 60_001).effectiveAtMs).toBeUndefined();
+    expect(proof([began(committedMs + uncertainCommitMs + 1)], {}, committedMs + 60_002).effectiveAtMs).toBe(
+      committedMs,
+    );
+  });
+
+  it("is bounded by the end of the lease before, for an instance that came back long after", () => {
+    const back = lease({
+      sinceMs: committedMs + 200_000,
+      previousEndMs: committedMs + 4_000,
+      untilMs: committedMs + 205_000,
+    });
+    expect(proof([back], {}, committedMs + 200_001)).toMatchObject({
+      effectiveAtMs: committedMs + 4_000,
+      instances: [{ leaseEndedAtMs: committedMs + 4_000 }],
+    });
+  });
+});

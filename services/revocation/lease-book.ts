@@ -1,0 +1,148 @@
+import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import { type Lease, surelyEndedMs } from "./domain/effective.ts";
+
+/**
+ * The durable leases of watchers: a row per grant, inserted before the watcher hears of it, numbered per instance, never changed.
+ * The newest row of an instance says all that matters, so older ones are deleted once it stands.
+ */
+export type LeaseRow = Lease & {
+  /** `<instance>@<number>`. */
+  _id: string;
+  number: number;
+  startMs: number;
+  reportsUses: boolean;
+  /** Last use whose report was acknowledged. */
+  reportedSequence: number;
+  /** When the instance last had everything reported, on our clock. */
+  allReportedAtMs: number;
+  /** It said goodbye, and that nothing is left to report. */
+  complete: boolean;
+};
+
+type InstanceRow = { _id: string; uri: string; name: string };
+
+/** What a grant is made from. */
+export interface Grantee {
+  readonly instance: string;
+  readonly name: string;
+  readonly reportsUses: boolean;
+  readonly reportedSequence: number;
+  readonly allReportedAtMs: number;
+  readonly clockOffsetMs: number;
+  readonly goodbye: boolean;
+  readonly complete: boolean;
+  /** Newest row known; wrong knowledge costs one round. */
+  last: LeaseRow | undefined;
+}
+
+export interface LeaseBook {
+  /** Makes the instance the caller's, or finds that it is; "taken" when it is another's. */
+  claim(instance: string, caller: { readonly uri: string; readonly name: string }): Promise<"ours" | "taken">;
+  newestOf(instance: string): Promise<LeaseRow | undefined>;
+  /** Inserts one row for each; undefined where another row was there first. Sets `last`. All are durable when it resolves. */
+  grant(grantees: readonly Grantee[]): Promise<(LeaseRow | undefined)[]>;
+  /** The newest row of every instance: a read begun now. */
+  newest(): Promise<LeaseRow[]>;
+  /** Deletes what newer rows replaced. Best effort. */
+  prune(): Promise<void>;
+  /** Forgets an instance whose lease ended long ago. */
+  forget(row: LeaseRow): Promise<void>;
+}
+
+const pageSize = 5_000;
+const maxGrants = 1_000;
+const maxPruned = 500;
+/** A replaced row that is not deleted in time is deleted at a later grant's turn, or with its instance. */
+const maxReplaced = 20_000;
+
+const rowId = (instance: string, number: number) => `${instance}@${String(number).padStart(10, "0")}`;
+/** Rows of one instance stand between these: "A" follows "@", and neither is in an instance's name. */
+const rangeOf = (instance: string) => ({ from: `${instance}@`, below: `${instance}A` });
+
+const continuing = (last: LeaseRow | undefined, nowMs: number, leaseMs: number) => {
+  if (!last) return { sinceMs: nowMs, previousEndMs: 0 };
+  const endMs = surelyEndedMs(last, leaseMs);
+  return endMs < nowMs ? { sinceMs: nowMs, previousEndMs: endMs } : last;
+};
+
+export const openLeaseBook = async (parts: {
+  readonly store: DocumentStore;
+  readonly clock: Clock;
+  readonly leaseMs: number;
+}): Promise<LeaseBook> => {
+  const { store, clock, leaseMs } = parts;
+  const rows: Collection<LeaseRow> = await store.collection<LeaseRow>("watchers");
+  const instances = await store.collection<InstanceRow>("instances");
+  let replaced: string[] = [];
+
+  const newestOf = async (instance: string): Promise<LeaseRow | undefined> => {
+    const [row] = await rows.findLatest({ ...rangeOf(instance), order: -1, limit: 1 });
+    return row;
+  };
+
+  const rowFor = (grantee: Grantee, nowMs: number): LeaseRow => {
+    const { last, goodbye, instance, name, reportsUses, reportedSequence, allReportedAtMs, complete, clockOffsetMs } =
+      grantee;
+    const { sinceMs, previousEndMs } = continuing(last, nowMs, leaseMs);
+    const number = (last?.number ?? 0) + 1;
+    const untilMs = goodbye ? nowMs : nowMs + leaseMs;
+    const uses = { reportsUses, reportedSequence, allReportedAtMs, complete };
+    const lease = { instance, name, sinceMs, previousEndMs, startMs: nowMs, untilMs, goodbye, clockOffsetMs };
+    return { _id: rowId(instance, number), number, ...lease, ...uses };
+  };
+
+  const grantSome = async (grantees: readonly Grantee[]) => {
+    // Read after the pings were: a lease that the watcher counts from its ping has ended before this one has.
+    const nowMs = clock.now();
+    const docs = grantees.map((grantee) => rowFor(grantee, nowMs));
+    const verdicts = await rows.insertMany(docs);
+    return await Promise.all(
+      docs.map(async (doc, i) => {
+        const grantee = grantees[i] as Grantee;
+        if (verdicts[i] === "exists") {
+          grantee.last = await newestOf(doc.instance);
+          return undefined;
+        }
+        if (grantee.last && replaced.length < maxReplaced) replaced.push(grantee.last._id);
+        grantee.last = doc;
+        return doc;
+      }),
+    );
+  };
+
+  return {
+    async claim(instance, { uri, name }) {
+      if ((await instances.insert({ _id: instance, uri, name })) === "inserted") return "ours";
+      return (await instances.get(instance))?.uri === uri ? "ours" : "taken";
+    },
+    newestOf,
+    async grant(grantees) {
+      const granted: (LeaseRow | undefined)[] = [];
+      for (let i = 0; i < grantees.length; i += maxGrants)
+        granted.push(...(await grantSome(grantees.slice(i, i + maxGrants))));
+      return granted;
+    },
+    async newest() {
+      const newest = new Map<string, LeaseRow>();
+      for (let from: string | undefined; ; ) {
+        // Ascending: a row is deleted only after a newer one stands, which a read that missed the older one still comes to.
+        const page = await rows.findLatest({ ...(from === undefined ? {} : { from }), limit: pageSize });
+        for (const row of page) newest.set(row.instance, row);
+        if (page.length < pageSize) return [...newest.values()];
+        from = `${page.at(-1)?._id}!`;
+      }
+    },
+    async prune() {
+      const ids = replaced;
+      replaced = [];
+      for (let i = 0; i < ids.length; i += maxPruned) await rows.delete(...ids.slice(i, i + maxPruned));
+    },
+    async forget({ instance }) {
+      const all = await rows.find({ ...rangeOf(instance), limit: pageSize });
+      // The instance last: while it is there, no other caller can take its name and be bound by its leases.
+      await rows.delete(...all.map((row) => row._id));
+      await instances.delete(instance);
+    },
+  };
+};

@@ -1,0 +1,10 @@
+import { runService } from "@curfew/rpc/process.ts";
+import { environment, revocationSpec } from "./config.ts";
+import { openRevocation } from "./service.ts";
+
+await runService({
+  name: "revocation",
+  spec: revocationSpec,
+  env: environment,
+  open: (parts) => openRevocation(parts),
+});
