@@ -23,13 +23,18 @@ export type Wanted =
       readonly requestId?: string;
     };
 
-export interface TokenSourceOptions {
-  /** Address of the issuer, host:port. */
-  readonly issuer: string;
-  /** The workload's own: it is the token's subject. */
+/** Who we are, and whom we trust. */
+export interface Connection {
+  /** The workload's own certificate: the token's subject. */
   readonly identity: IdentitySource;
+  /** Of the organisation's certificate authority. */
   readonly caPem: string;
   readonly trustDomain: string;
+}
+
+export interface TokenSourceOptions extends Connection {
+  /** Address of the issuer, host:port. */
+  readonly issuer: string;
   /** X25519 (`generateKeyPair` of the keyring); registered at the start. Whoever holds it can open the secrets sealed to it. */
   readonly keyPair: KeyPair;
   readonly wanted: Wanted;
@@ -105,6 +110,8 @@ class SealedTokenSource implements TokenSource {
   #failure: TokenUnavailable | undefined;
   /** The token is over, and no other is wanted. */
   #isDead: boolean = false;
+  /** The issuer refused, which waiting does not change; it is asked again all the same, for policy may. */
+  #isRefused: boolean = false;
   #refusedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: TokenSourceOptions, subject: string) {
@@ -135,7 +142,7 @@ class SealedTokenSource implements TokenSource {
       if (this.#closing.signal.aborted) throw new TokenUnavailable("the token source is closed");
       const held = this.#held;
       if (this.#isGood(held)) return held.secret;
-      if (this.#failure && this.#isDead) throw this.#failure;
+      if (this.#failure && (this.#isDead || this.#isRefused)) throw this.#failure;
       const leftMs = untilMs - this.#clock.monotonicMs();
       if (leftMs <= 0) throw this.#failure ?? new TokenUnavailable("no secret yet: is the issuer reachable?");
       await this.#changed(leftMs, signal);
@@ -205,6 +212,7 @@ class SealedTokenSource implements TokenSource {
   #failed(error: unknown, failures: number): number {
     const { status, reason, message } = parseRpcError(error);
     this.#log.warn({ status, reason, tokenId: this.#tokenId }, "no new secret");
+    this.#isRefused = ["PERMISSION_DENIED", "INVALID_ARGUMENT", "FAILED_PRECONDITION"].includes(status);
     this.#failure = new TokenUnavailable(`${reason || status}: ${message}`, { cause: error });
     if (isOver(reason) && this.#tokenId !== "") this.#abandon(reason);
     this.#notify();
@@ -218,6 +226,7 @@ class SealedTokenSource implements TokenSource {
     else {
       this.#tokenId = "";
       this.#requestId = this.#uuid();
+      this.#isRefused = false;
     }
   }
 

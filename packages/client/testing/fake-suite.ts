@@ -13,6 +13,7 @@ import {
 import {
   type CachedUse,
   type CompletedUse,
+  type UseRequest,
   VerifierService,
   type VerifyTokenRequest,
   type VerifyTokenResponseSchema,
@@ -175,6 +176,7 @@ export const openFakeVerifier = (clock: Clock) => {
   const fake = {
     tokens,
     asked: 0,
+    requests: [] as (UseRequest | undefined)[],
     batches: [] as number[],
     reports: 0,
     cached,
@@ -211,6 +213,7 @@ export const openFakeVerifier = (clock: Clock) => {
         async batchVerifyTokens({ requests }) {
           fake.asked += requests.length;
           fake.batches.push(requests.length);
+          fake.requests.push(...requests.map(({ use }) => use));
           if (fake.failure) throw new RpcError(fake.failure);
           if (requests.some(({ use }) => use?.scope === fake.poison)) throw new RpcError(poisoned);
           const responses = requests.map(answer);
