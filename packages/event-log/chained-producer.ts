@@ -194,7 +194,7 @@ class ChainedProducer implements Producer {
     for (let backoffMs = firstBackoffMs; ; backoffMs = Math.min(2 * backoffMs, maxBackoffMs)) {
       if (this.#aborted.signal.aborted) throw new BusUnavailable("producer is closed");
       try {
-        const { transport, epoch } = await this.#ready();
+        const { transport, epoch } = await this.#timed(this.#ready());
         // Once linked, a record counts in its chain: it may be linked again only in another epoch.
         linked ??= records.map((record) => epoch.chain.link(record));
         const offsets = await this.#timed(transport.send(linked));

@@ -60,7 +60,7 @@ class ConsumerSession implements Session {
   #positions = new Map<string, Map<number, number>>();
   /** Changes at every assignment: what was fetched under an earlier one is stale. */
   #generation = 0;
-  #delivering = false;
+  #delivering: boolean = false;
   #heardMs: number;
 
   constructor(settings: SessionSettings) {
