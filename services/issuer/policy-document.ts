@@ -173,13 +173,13 @@ export const parsePolicy = (document: string): ParsedPolicy => {
     return refused();
   }
   for (const key of Object.keys(root)) if (key !== "rules") report(key.slice(0, 100), "there is no such field");
-  const parsed = rules.flatMap((raw: unknown, i) => {
-    if (isObject(raw)) return [parseRule(raw, `rules[${i}]`, report)];
+  const parsed = rules.map((raw: unknown, i) => {
+    if (isObject(raw)) return parseRule(raw, `rules[${i}]`, report);
     report(`rules[${i}]`, "an object is needed");
-    return [];
+    return undefined;
   });
-  const names = parsed.map((rule) => rule.name);
+  const names = parsed.map((rule) => rule?.name);
   for (const [i, name] of names.entries())
-    if (name !== "" && names.indexOf(name) < i) report(`rules[${i}].name`, "this name stands twice");
-  return problems.length > 0 ? refused() : { ok: true, rules: parsed };
+    if (name && names.indexOf(name) < i) report(`rules[${i}].name`, "this name stands twice");
+  return problems.length > 0 ? refused() : { ok: true, rules: parsed.flatMap((rule) => rule ?? []) };
 };

@@ -3,32 +3,35 @@ import { type Bus, BusUnavailable } from "@curfew/event-log/bus.ts";
 
 /** Store and bus as a service sees them while they cannot be reached, and afterwards. */
 
-/** Every operation fails while `down`; with "after", writes are done and reported as lost. */
+/** Every operation fails while `down` is "before"; while it is "after", writes are done and reported as lost. */
 export const interruptibleStore = (store: DocumentStore) => {
   let down: false | "before" | "after" = false;
-  const guard = async <T>(operation: () => Promise<T>): Promise<T> => {
+  const read = async <T>(operation: () => Promise<T>): Promise<T> => {
     if (down === "before") throw new StoreUnavailable("the test has cut the store off");
-    const result = await operation();
-    if (down) throw new StoreUnavailable("the test has swallowed the answer");
+    return await operation();
+  };
+  const write = async <T>(operation: () => Promise<T>): Promise<T> => {
+    const result = await read(operation);
+    if (down === "after") throw new StoreUnavailable("the test has swallowed the answer");
     return result;
   };
   const wrapped: DocumentStore = {
     async collection<D extends Doc>(name: string, options?: Parameters<DocumentStore["collection"]>[1]) {
       const inner = await store.collection<D>(name, options);
       const outer: Collection<D> = {
-        insert: (doc) => guard(() => inner.insert(doc)),
-        insertMany: (docs) => guard(() => inner.insertMany(docs)),
-        get: (id) => guard(() => inner.get(id)),
-        find: (query) => guard(() => inner.find(query)),
-        set: (id, fields) => guard(() => inner.set(id, fields)),
-        unset: (id, ...fields) => guard(() => inner.unset(id, ...fields)),
-        delete: (...ids) => guard(() => inner.delete(...ids)),
-        getLatest: (id) => guard(() => inner.getLatest(id)),
-        findLatest: (query) => guard(() => inner.findLatest(query)),
+        insert: (doc) => write(() => inner.insert(doc)),
+        insertMany: (docs) => write(() => inner.insertMany(docs)),
+        get: (id) => read(() => inner.get(id)),
+        find: (query) => read(() => inner.find(query)),
+        set: (id, fields) => write(() => inner.set(id, fields)),
+        unset: (id, ...fields) => write(() => inner.unset(id, ...fields)),
+        delete: (...ids) => write(() => inner.delete(...ids)),
+        getLatest: (id) => read(() => inner.getLatest(id)),
+        findLatest: (query) => read(() => inner.findLatest(query)),
       };
       return outer;
     },
-    ping: () => guard(() => store.ping()),
+    ping: () => read(() => store.ping()),
     close: () => store.close(),
   };
   return {
