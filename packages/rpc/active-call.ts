@@ -48,17 +48,24 @@ export class ActiveCall {
     const askedMs = Number(call.getDeadline());
     const deadlineMs = Math.min(askedMs, clock.now() + capMs);
     const signal = () => this.#signal();
+    const isAborted = () => this.#reason !== undefined;
     this.ctx = {
       caller: peer.caller,
       peerThumbprint: peer.thumbprint,
       method,
       deadlineMs: deadlineMs === Number.POSITIVE_INFINITY ? undefined : deadlineMs,
+      get aborted() {
+        return isAborted();
+      },
       get signal() {
         return signal();
       },
     };
     this.#release = () => options.release(this);
-    call.once("cancelled", () => this.abort(clock.now() >= askedMs ? deadlineExceeded() : cancelled()));
+    // grpc-js says so at the end of every call, answered or not: an error nobody gets is not made.
+    call.once("cancelled", () => {
+      if (!this.ended) this.abort(clock.now() >= askedMs ? deadlineExceeded() : cancelled());
+    });
     if (deadlineMs < askedMs) {
       const timer = new AbortController();
       this.#capTimer = timer;

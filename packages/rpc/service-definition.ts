@@ -12,6 +12,8 @@ export interface CallContext {
   readonly method: string;
   /** Wall clock, milliseconds since the epoch, when the call ends at the latest; undefined for a stream without a deadline. */
   readonly deadlineMs: number | undefined;
+  /** Whether `signal` has aborted, without the cost of making one. */
+  readonly aborted: boolean;
   /** Aborts when the caller cancels or goes away, the deadline passes or the server stops; its reason is an RpcError. */
   readonly signal: AbortSignal;
 }

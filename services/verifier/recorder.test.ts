@@ -26,7 +26,10 @@ beforeEach(async () => {
   });
   gate = gateBus(bus, topic);
   recorder = openRecorder({
-    producer: await gate.bus.openProducer({ topic, name: "verifier/1" }),
+    producers: [
+      await gate.bus.openProducer({ topic, name: "verifier/1.1" }),
+      await gate.bus.openProducer({ topic, name: "verifier/1.2" }),
+    ],
     clock: systemClock,
     log,
   });
@@ -40,7 +43,13 @@ afterEach(async () => {
 
 const record = (key: string) => ({ partition: 0, key, headers: {}, value: Buffer.from(key) });
 const facts = (n: number, key = "k") => Array.from({ length: n }, () => ({ record: record(key) }));
-const patient = new AbortController().signal;
+const callerOf = (signal: AbortSignal) => ({
+  get aborted() {
+    return signal.aborted;
+  },
+  signal,
+});
+const patient = callerOf(new AbortController().signal);
 const count = async () => (await bus.ends(topic)).reduce((sum, end) => sum + end, 0);
 
 it("what waits while a send is open goes out together in the next", async () => {
@@ -71,7 +80,7 @@ it("callers who gave up make room for others", async () => {
   gate.hold();
   const leaving = new AbortController();
   const sent = recorder.record(facts(1), patient);
-  const left = Array.from({ length: 39 }, () => recorder.record(facts(250), leaving.signal));
+  const left = Array.from({ length: 39 }, () => recorder.record(facts(250), callerOf(leaving.signal)));
   const settled = Promise.allSettled(left);
   leaving.abort(new Error("gone"));
   const next = recorder.record(facts(1000), patient);
@@ -85,9 +94,9 @@ it("a fact that became durable for nobody is followed by what says so; a dropped
   gate.hold();
   const leaving = new AbortController();
   const fact = { record: record("decided"), unanswered: () => record("unanswered") };
-  const sent = recorder.record([fact], leaving.signal);
+  const sent = recorder.record([fact], callerOf(leaving.signal));
   await vi.waitFor(() => expect(gate.held()).toBe(1), bound);
-  const queued = recorder.record([fact], leaving.signal);
+  const queued = recorder.record([fact], callerOf(leaving.signal));
   leaving.abort(new Error("gone"));
   gate.release();
   await expect(sent).rejects.toThrow("gone");
@@ -111,6 +120,16 @@ it("a report larger than one send is acknowledged once all of it is durable", as
   );
   expect(await count()).toBe(12);
   expect(gate.sends()).toBeGreaterThan(3);
+});
+
+it("facts of two partitions go through two producers at once, and an answer waits for both", async () => {
+  gate.hold();
+  const both = [...facts(1), { record: { ...record("other"), partition: 1 } }];
+  const recorded = recorder.record(both, patient);
+  await vi.waitFor(() => expect(gate.held()).toBe(2), bound);
+  gate.release();
+  await recorded;
+  expect(await bus.ends(topic)).toEqual([1, 1]);
 });
 
 it("an outage is told to callers within seconds, and records without a caller wait it out", async () => {

@@ -16,15 +16,21 @@ export interface Fact {
 export interface Recorder {
   /**
    * Resolves when all are durable. Rejects with RpcError RESOURCE_EXHAUSTED when too many wait, BusUnavailable while the bus is out
-   * (some may become durable all the same), or the signal's reason when it aborted before all were sent.
+   * (some may become durable all the same), or the caller's reason when it left before all were sent.
    */
-  record(facts: readonly Fact[], signal: AbortSignal): Promise<void>;
+  record(facts: readonly Fact[], caller: Waiter): Promise<void>;
   /** For records that have no caller: they wait out an outage. Resolves when durable; rejects only once closed. */
   follow(records: readonly OutRecord[]): Promise<void>;
   /** False while a send waits out an outage. For health. */
   readonly reachable: boolean;
   /** Sends what waits, as far as the bus takes it within 2 s. */
   close(): Promise<void>;
+}
+
+/** Who waits for an answer: of a call's context as much as is needed here. */
+export interface Waiter {
+  readonly aborted: boolean;
+  readonly signal: { readonly reason: unknown };
 }
 
 export const maxWaiting = 10_000;
@@ -37,7 +43,7 @@ export const patienceMs = 2_000;
 const closeMs = 2_000;
 
 interface Entry {
-  readonly signal: AbortSignal | undefined;
+  readonly caller: Waiter | undefined;
   left: number;
   settled: boolean;
   resolve(): void;
@@ -50,46 +56,42 @@ interface Waiting {
 }
 
 const busOut = () => new BusUnavailable("the bus does not take uses now");
-const isGone = (entry: Entry): boolean => entry.settled || entry.signal?.aborted === true;
+const isGone = (entry: Entry): boolean => entry.settled || entry.caller?.aborted === true;
 
+/** One producer has one open send; with several, each for partitions of its own, one decides while the bus writes for another. */
 export const openRecorder = (options: {
-  readonly producer: Producer;
+  readonly producers: readonly Producer[];
   readonly clock: Clock;
   readonly log: Log;
-}): Recorder => new BatchingRecorder(options.producer, options.clock, options.log);
+}): Recorder => new LaneRecorder(options.producers, options.clock, options.log);
 
-class BatchingRecorder implements Recorder {
-  readonly #producer: Producer;
+class LaneRecorder implements Recorder {
+  readonly #lanes: readonly Lane[];
   readonly #clock: Clock;
-  readonly #log: Log;
-  #queue: Waiting[] = [];
-  #open: readonly Waiting[] = [];
-  #running: Promise<void> | undefined;
-  #stalled: boolean = false;
   #closed: boolean = false;
 
-  constructor(producer: Producer, clock: Clock, log: Log) {
-    this.#producer = producer;
+  constructor(producers: readonly Producer[], clock: Clock, log: Log) {
     this.#clock = clock;
-    this.#log = log;
+    const follow = (record: OutRecord) => this.follow([record]);
+    this.#lanes = producers.map((producer) => new Lane(producer, clock, log, follow));
   }
 
   get reachable(): boolean {
-    return !this.#stalled && this.#producer.reachable;
+    return this.#lanes.every((lane) => lane.reachable);
   }
 
-  async record(facts: readonly Fact[], signal: AbortSignal): Promise<void> {
-    signal.throwIfAborted();
+  async record(facts: readonly Fact[], caller: Waiter): Promise<void> {
+    if (caller.aborted) throw caller.signal.reason;
     if (this.#closed || !this.reachable) throw busOut();
-    if (this.#queue.length + this.#open.length + facts.length > maxWaiting) this.#dropGone();
-    if (this.#queue.length + this.#open.length + facts.length > maxWaiting)
+    if (this.#waiting() + facts.length > maxWaiting) for (const lane of this.#lanes) lane.dropGone();
+    if (this.#waiting() + facts.length > maxWaiting)
       throw new RpcError({
         status: "RESOURCE_EXHAUSTED",
         reason: "TOO_MANY_USES_WAITING",
         message: `more than ${maxWaiting} uses wait to be recorded; retry later`,
         retryDelayMs: 1_000,
       });
-    await this.#enqueue(facts, signal);
+    await this.#enqueue(facts, caller);
   }
 
   async follow(records: readonly OutRecord[]): Promise<void> {
@@ -102,20 +104,67 @@ class BatchingRecorder implements Recorder {
   async close(): Promise<void> {
     this.#closed = true;
     const over = new AbortController();
-    await Promise.race([this.#running, this.#clock.sleep(closeMs, over.signal)]);
+    const idle = Promise.all(this.#lanes.map((lane) => lane.running));
+    await Promise.race([idle, this.#clock.sleep(closeMs, over.signal)]);
     over.abort();
-    // Rejects what is left in the open send, which ends the loop; what still waits is refused there.
-    await this.#producer.close();
-    await this.#running;
+    await Promise.all(this.#lanes.map((lane) => lane.close()));
   }
 
-  #enqueue(facts: readonly Fact[], signal: AbortSignal | undefined): Promise<void> {
+  #waiting(): number {
+    return this.#lanes.reduce((sum, lane) => sum + lane.waiting, 0);
+  }
+
+  #enqueue(facts: readonly Fact[], caller: Waiter | undefined): Promise<void> {
     if (facts.length === 0) return Promise.resolve();
     return new Promise((resolve, reject) => {
-      const entry: Entry = { signal, left: facts.length, settled: false, resolve, reject };
-      for (const fact of facts) this.#queue.push({ fact, entry });
-      this.#running ??= this.#run();
+      const entry: Entry = { caller, left: facts.length, settled: false, resolve, reject };
+      for (const fact of facts) this.#lanes[fact.record.partition % this.#lanes.length]?.push({ fact, entry });
     });
+  }
+}
+
+class Lane {
+  readonly #producer: Producer;
+  readonly #clock: Clock;
+  readonly #log: Log;
+  readonly #follow: (record: OutRecord) => Promise<void>;
+  #queue: Waiting[] = [];
+  #open: readonly Waiting[] = [];
+  #running: Promise<void> | undefined;
+  #stalled: boolean = false;
+
+  constructor(producer: Producer, clock: Clock, log: Log, follow: (record: OutRecord) => Promise<void>) {
+    this.#producer = producer;
+    this.#clock = clock;
+    this.#log = log;
+    this.#follow = follow;
+  }
+
+  get reachable(): boolean {
+    return !this.#stalled && this.#producer.reachable;
+  }
+
+  get running(): Promise<void> | undefined {
+    return this.#running;
+  }
+
+  get waiting(): number {
+    return this.#queue.length + this.#open.length;
+  }
+
+  push(waiting: Waiting): void {
+    this.#queue.push(waiting);
+    this.#running ??= this.#run();
+  }
+
+  dropGone(): void {
+    this.#queue = this.#queue.filter((waiting) => !drop(waiting));
+  }
+
+  /** Rejects what is left in the open send, which ends the loop; what still waits is refused there. */
+  async close(): Promise<void> {
+    await this.#producer.close();
+    await this.#running;
   }
 
   async #run(): Promise<void> {
@@ -142,8 +191,8 @@ class BatchingRecorder implements Recorder {
       if (sent.signal.aborted) return;
       this.#stalled = true;
       // They are answered UNAVAILABLE; what is in the open send may become durable, what only waits is dropped.
-      for (const { entry } of [...batch, ...this.#queue]) if (entry.signal) settle(entry, () => entry.reject(busOut()));
-      this.#dropGone();
+      for (const { entry } of [...batch, ...this.#queue]) if (entry.caller) settle(entry, () => entry.reject(busOut()));
+      this.dropGone();
     });
     try {
       await this.#producer.send(batch.map(({ fact }) => fact.record));
@@ -157,10 +206,10 @@ class BatchingRecorder implements Recorder {
   #durable({ fact, entry }: Waiting): void {
     entry.left -= 1;
     if (isGone(entry)) {
-      settle(entry, () => entry.reject(entry.signal?.reason));
+      settle(entry, () => entry.reject(entry.caller?.signal.reason));
       if (!fact.unanswered) return;
       // Only closing rejects it, and then the use counts with its declared maximum.
-      this.follow([fact.unanswered()]).catch(() => undefined);
+      this.#follow(fact.unanswered()).catch(() => undefined);
     } else if (entry.left === 0) settle(entry, entry.resolve);
   }
 
@@ -180,10 +229,6 @@ class BatchingRecorder implements Recorder {
     this.#queue = this.#queue.slice(looked);
     return batch;
   }
-
-  #dropGone(): void {
-    this.#queue = this.#queue.filter((waiting) => !drop(waiting));
-  }
 }
 
 const settle = (entry: Entry, act: () => void): void => {
@@ -195,6 +240,6 @@ const settle = (entry: Entry, act: () => void): void => {
 /** True where nobody waits for it, who is then told. */
 const drop = ({ entry }: Waiting): boolean => {
   if (!isGone(entry)) return false;
-  settle(entry, () => entry.reject(entry.signal?.reason));
+  settle(entry, () => entry.reject(entry.caller?.signal.reason));
   return true;
 };

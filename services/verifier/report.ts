@@ -40,7 +40,7 @@ export const reportUses = async (
     records.push(completedRecord(verifier, part, pseudonyms[i] ?? [], ctx));
   await verifier.recorder.record(
     records.map((record) => ({ record })),
-    ctx.signal,
+    ctx,
   );
   let acknowledgedSequence = 0n;
   for (const { instanceSequence } of cachedUses)

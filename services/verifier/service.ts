@@ -1,6 +1,7 @@
 import { timestampMs } from "@bufbuild/protobuf/wkt";
 import { openWatcher, type Watcher } from "@curfew/client/watch.ts";
 import type { DocumentStore } from "@curfew/document-store/port.ts";
+import type { Producer } from "@curfew/event-log/bus.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openPseudonyms, type PseudonymDoc } from "@curfew/personal-data/pseudonyms.ts";
 import { type Feed, openFeed } from "@curfew/projection/feed.ts";
@@ -25,6 +26,8 @@ const healthEveryMs = 100;
 const pingEveryMs = 1_000;
 const busRetryMs = 500;
 const graceMs = 2_000;
+/** Producers of uses, each for partitions of its own. */
+const lanes = 2;
 const prunePerEvent = 2;
 const prunePerTick = 2_000;
 const pseudonymCacheSize = 100_000;
@@ -89,8 +92,10 @@ const openParts = async (
   const partitions = await partitionsOf(parts, signal);
   if (partitions === undefined) return undefined;
   const facts = openFacts({ partitions, instance, clock, random });
-  const producer = await bus.openProducer({ topic: topicNames.uses, name: `verifier/${instance}` });
-  const recorder = openRecorder({ producer, clock, log });
+  const producers: Producer[] = [];
+  for (let lane = 1; lane <= Math.min(lanes, partitions); lane += 1)
+    producers.push(await bus.openProducer({ topic: topicNames.uses, name: `verifier/${instance}.${lane}` }));
+  const recorder = openRecorder({ producers, clock, log });
   closers.push(() => recorder.close());
   const pseudonyms = openPseudonyms({
     collection: await parts.personal.collection<PseudonymDoc>("identities"),

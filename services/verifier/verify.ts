@@ -67,7 +67,7 @@ export const verifyUses = async (
 ): Promise<Response[]> => {
   const pending = await Promise.all(asked.map((one) => decideUse(verifier, one, ctx)));
   const facts = pending.flatMap(({ fact }) => fact ?? []);
-  if (facts.length > 0) await verifier.recorder.record(facts, ctx.signal);
+  if (facts.length > 0) await verifier.recorder.record(facts, ctx);
   // Synchronous from here to the reply: whatever is acknowledged to `revocation` has been looked at.
   return pending.map((one) => answer(verifier, one, ctx));
 };

@@ -50,7 +50,7 @@ export const useOf = (more: object = {}) => ({
 const topics = Object.fromEntries(Object.values(topicNames).map((name) => [name, name === topicNames.uses ? 12 : 1]));
 
 /** One verifier on a real bus, store, keyring and mutual TLS, all files in a directory of its own; everything it did can be read back. */
-export const openVerifierSuite = async () => {
+export const openVerifierSuite = async (options: { readonly readUses?: boolean } = {}) => {
   const dir = mkdtempSync(join(tmpdir(), "curfew-verifier-"));
   const authority = await newAuthority();
   const store = await openSqliteStore({ file: join(dir, "producers.db") });
@@ -69,12 +69,13 @@ export const openVerifierSuite = async () => {
   const producers = new Map<string, Awaited<ReturnType<typeof sqlite.openProducer>>>();
   const closers: (() => Promise<void> | void)[] = [];
   const uses: InRecord[] = [];
-  await sqlite.subscribe({
-    name: "reader",
-    topics: [topicNames.uses],
-    start: () => 0,
-    onRecords: (batch) => void uses.push(...batch),
-  });
+  if (options.readUses ?? true)
+    await sqlite.subscribe({
+      name: "reader",
+      topics: [topicNames.uses],
+      start: () => 0,
+      onRecords: (batch) => void uses.push(...batch),
+    });
 
   const channelOf = async (port: number, spiffePath: string) => ({
     address: `localhost:${port}`,
@@ -112,6 +113,8 @@ export const openVerifierSuite = async () => {
 
   return {
     dir,
+    authority,
+    busStats: () => sqlite.stats(),
     gate,
     uses,
     logged,
