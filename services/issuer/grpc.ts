@@ -67,12 +67,12 @@ const rejections = {
 
 const refOf = ({ keyHex, requestHash }: RequestKey): RequestRef => ({ keyHex, hash: requestHash });
 
-/** Tokens: the caller's own, unless a person of role security asks (the authorization table lets no other person in). */
-const tokenHandlers = (parts: IssuerHandlerParts) => {
-  const { aggregates, outbox, policyBook, book, keyring, clock, random } = parts;
+const openTokenAccess = (parts: IssuerHandlerParts) => {
+  const { aggregates, keyring, random } = parts;
   const publication = openPublications(parts);
   const view = openViews(parts);
 
+  /** The caller's own, or any for a person: the authorization table lets in role security alone. Others' are as if they were not. */
   const load = async (text: string, ctx: CallContext): Promise<Known> => {
     const tokenId = parseTokenId(text);
     const token = issued(tokenId ? await aggregates.tokens.load(tokenStream(tokenId)) : { status: "none" });
@@ -94,6 +94,12 @@ const tokenHandlers = (parts: IssuerHandlerParts) => {
     };
   };
 
+  return { publication, view, load, newSecret, answer };
+};
+
+const commandHandlers = (parts: IssuerHandlerParts) => {
+  const { aggregates, policyBook, book, clock } = parts;
+  const { load, newSecret, answer } = openTokenAccess(parts);
   return {
     createToken: async (request, ctx) => {
       const { grant, delivery } = request;
@@ -147,6 +153,13 @@ const tokenHandlers = (parts: IssuerHandlerParts) => {
       );
       return await answer(handled, secret, refOf(key));
     },
+  } satisfies Partial<Handlers<typeof IssuerService>>;
+};
+
+const secretHandlers = (parts: IssuerHandlerParts) => {
+  const { aggregates, outbox, book, clock } = parts;
+  const { load, publication } = openTokenAccess(parts);
+  return {
     collectSecret: async ({ tokenId, aboveGeneration }, ctx) => {
       const token = await load(tokenId, ctx);
       const { number, version, expiresMs } = token.generation;
@@ -174,9 +187,16 @@ const tokenHandlers = (parts: IssuerHandlerParts) => {
       const { published } = await publication(stream, after.version, handled.commit);
       return { published };
     },
+  } satisfies Partial<Handlers<typeof IssuerService>>;
+};
+
+const queryHandlers = (parts: IssuerHandlerParts) => {
+  const { book, ownWritesRead } = parts;
+  const { load, view } = openTokenAccess(parts);
+  return {
     getToken: async ({ tokenId }, ctx) => ({ token: view(await load(tokenId, ctx)) }),
     listTokens: async ({ pageSize, pageToken }, ctx) => {
-      await parts.ownWritesRead();
+      await ownWritesRead();
       const subject = ctx.caller.kind === "person" ? undefined : ctx.caller.uri;
       const after = pageOf(pageToken, ctx.caller.uri);
       if (after === undefined)
@@ -255,7 +275,12 @@ const whenReady = (
   return Object.fromEntries(guarded) as Handlers<typeof IssuerService>;
 };
 
-export const issuerService = (parts: IssuerHandlerParts): BoundService =>
-  bindService(IssuerService, whenReady({ ...tokenHandlers(parts), ...recordHandlers(parts) }, parts.isReady), {
-    rejections,
-  });
+export const issuerService = (parts: IssuerHandlerParts): BoundService => {
+  const handlers = {
+    ...commandHandlers(parts),
+    ...secretHandlers(parts),
+    ...queryHandlers(parts),
+    ...recordHandlers(parts),
+  };
+  return bindService(IssuerService, whenReady(handlers, parts.isReady), { rejections });
+};

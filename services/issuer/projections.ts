@@ -80,34 +80,58 @@ const openDues = (entries: ReadonlyMap<string, Held>) => {
   };
 };
 
-export const openTokenBook = (): TokenBook => {
+/** The entries, and which subject each belongs to. */
+const openEntries = () => {
   const entries = new Map<string, Held>();
   const bySubject = new Map<string, Set<string>>();
+  return {
+    entries,
+    entryOf(tokenId: string): Held {
+      const found = entries.get(tokenId);
+      if (found) return found;
+      const entry: Held = {
+        tokenId,
+        state: tokenDecider.initial,
+        sequence: 0,
+        offset: -1,
+        revokedMs: undefined,
+        lastUsedMs: undefined,
+        dueMs: Number.NaN,
+      };
+      entries.set(tokenId, entry);
+      return entry;
+    },
+    index({ state, tokenId }: Held) {
+      if (state.status === "none") return;
+      const ids = bySubject.get(state.subject) ?? new Set();
+      bySubject.set(state.subject, ids.add(tokenId));
+    },
+    forget({ tokenId, state }: Held) {
+      entries.delete(tokenId);
+      if (state.status === "none") return;
+      const ids = bySubject.get(state.subject);
+      ids?.delete(tokenId);
+      if (ids?.size === 0) bySubject.delete(state.subject);
+    },
+    list(subject: string | undefined, after: string, limit: number): TokenEntry[] {
+      // The largest on top: what is kept are the `limit` smallest, whatever the number of tokens.
+      const page = openHeap<string>((a, b) => (a < b ? 1 : -1));
+      for (const id of subject === undefined ? entries.keys() : (bySubject.get(subject) ?? [])) {
+        if (id <= after || entries.get(id)?.state.status === "none") continue;
+        if (page.size >= limit && id > (page.peek() ?? "")) continue;
+        page.push(id);
+        if (page.size > limit) page.pop();
+      }
+      const ids: string[] = [];
+      for (let id = page.pop(); id !== undefined; id = page.pop()) ids.push(id);
+      return ids.reverse().map((id) => entries.get(id) as TokenEntry);
+    },
+  };
+};
+
+export const openTokenBook = (): TokenBook => {
+  const { entries, entryOf, index, forget, list } = openEntries();
   const dues = openDues(entries);
-
-  const entryOf = (tokenId: string): Held => {
-    const found = entries.get(tokenId);
-    if (found) return found;
-    const entry: Held = {
-      tokenId,
-      state: tokenDecider.initial,
-      sequence: 0,
-      offset: -1,
-      revokedMs: undefined,
-      lastUsedMs: undefined,
-      dueMs: Number.NaN,
-    };
-    entries.set(tokenId, entry);
-    return entry;
-  };
-
-  const forget = ({ tokenId, state }: Held) => {
-    entries.delete(tokenId);
-    if (state.status === "none") return;
-    const ids = bySubject.get(state.subject);
-    ids?.delete(tokenId);
-    if (ids?.size === 0) bySubject.delete(state.subject);
-  };
 
   const applyToken = (event: ReadEvent) => {
     if (!event.subject.startsWith(tokenPrefix)) return;
@@ -118,10 +142,7 @@ export const openTokenBook = (): TokenBook => {
     entry.state = tokenDecider.evolve(entry.state, event.message as TokenEvent);
     entry.sequence = event.sequence;
     entry.offset = event.record.offset;
-    if (entry.state.status !== "none" && entry.sequence === 1) {
-      const ids = bySubject.get(entry.state.subject) ?? new Set();
-      bySubject.set(entry.state.subject, ids.add(entry.tokenId));
-    }
+    if (entry.sequence === 1) index(entry);
     dues.put(entry, dueOf(entry, event.timeMs));
   };
 
@@ -148,19 +169,7 @@ export const openTokenBook = (): TokenBook => {
         applyUse(event.message as UseDecided, event.timeMs);
     },
     get: (tokenId) => entries.get(tokenId),
-    list(subject, after, limit) {
-      // The largest on top: what is kept are the `limit` smallest, whatever the number of tokens.
-      const page = openHeap<string>((a, b) => (a < b ? 1 : -1));
-      for (const id of subject === undefined ? entries.keys() : (bySubject.get(subject) ?? [])) {
-        if (id <= after || entries.get(id)?.state.status === "none") continue;
-        if (page.size >= limit && id > (page.peek() ?? "")) continue;
-        page.push(id);
-        if (page.size > limit) page.pop();
-      }
-      const ids: string[] = [];
-      for (let id = page.pop(); id !== undefined; id = page.pop()) ids.push(id);
-      return ids.reverse().map((id) => entries.get(id) as TokenEntry);
-    },
+    list,
     takeDue(nowMs, limit) {
       const due: TokenEntry[] = [];
       while (due.length < limit) {

@@ -22,8 +22,9 @@ export interface IssuerParts extends ServiceParts {
 const stopGraceMs = 2_000;
 const ownWritesMs = 250;
 
-export const openIssuer = async (parts: IssuerParts): Promise<RunningService> => {
-  const { clock, random, log, keyring, bus, store, trustDomain, instance } = parts;
+/** What the handlers and the reactions work on. */
+const openCore = async (parts: IssuerParts) => {
+  const { clock } = parts;
   const waker = openWaker("issuer", parts);
   const outbox = await openOutbox({ ...parts, service: "issuer", topic: topicNames.tokens, wake: waker.wake });
   const { streams } = outbox;
@@ -32,26 +33,81 @@ export const openIssuer = async (parts: IssuerParts): Promise<RunningService> =>
     policies: openAggregates({ streams, decider: policyDecider, clock }),
     keys: openAggregates({ streams, decider: keyDecider, clock }),
   };
-  const identities = openAggregates({ streams, decider: identityDecider, clock });
-  const policyBook = openPolicyBook({ commits: streams.commits, policies: aggregates.policies });
-  const book = openTokenBook();
+  return {
+    waker,
+    outbox,
+    aggregates,
+    identities: openAggregates({ streams, decider: identityDecider, clock }),
+    policyBook: openPolicyBook({ commits: streams.commits, policies: aggregates.policies }),
+    book: openTokenBook(),
+  };
+};
+type Core = Awaited<ReturnType<typeof openCore>>;
 
+const openReactions = (parts: IssuerParts, core: Core, address: string): Lease => {
+  const { trustDomain, log, identitiesDir, instance, clock, exclusive } = parts;
+  const { identities, outbox } = core;
+  const work = reactionsWork({
+    ...core,
+    ...parts,
+    identityImport: identitiesDir
+      ? openIdentityImport({ dir: identitiesDir, identities, trustDomain, log })
+      : undefined,
+    self: `spiffe://${trustDomain}/service/issuer`,
+  });
+  const name = "reactions-issuer";
+  return openLease({
+    rows: outbox.leases,
+    name,
+    holder: instance,
+    address: () => address,
+    clock,
+    log,
+    exclusive,
+    work,
+  });
+};
+
+/** The log as this replica reads it, into the book; the server answers meanwhile, NOT_SERVING, for the bus may take its time. */
+const openFeeds = ({ bus, clock, log }: IssuerParts, { book }: Core) => {
+  const follow = (name: string, topics: readonly string[]) =>
+    openFeed({ bus, name: `issuer-${name}`, topics, clock, log, dedupe: false, apply: book.apply });
+  const opening = follow("tokens", [topicNames.tokens, topicNames.revocations]);
+  // Only for "last used": nobody waits for it.
+  const openingUses = follow("uses", [topicNames.uses]);
+  let tokens: Feed | undefined;
+  const failed = Promise.race([opening, openingUses].map(async (each) => (await each).failed));
+  failed.catch(() => undefined); // whoever runs the service looks at it
+  return {
+    failed,
+    async caughtUp() {
+      tokens = await opening;
+      await tokens.caughtUp;
+    },
+    reached: async (offset: number) => {
+      const wanted = { topic: topicNames.tokens, partition: 0, offset: BigInt(offset + 1) };
+      await tokens?.reached([wanted], ownWritesMs);
+    },
+    async close() {
+      // One that still waits for the bus is closed when it opens, if ever.
+      for (const each of [opening, openingUses]) void each.then((feed) => feed.close()).catch(() => undefined);
+      await tokens?.close();
+    },
+  };
+};
+
+export const openIssuer = async (parts: IssuerParts): Promise<RunningService> => {
+  const { store, bus, clock, log } = parts;
+  const core = await openCore(parts);
+  const { outbox } = core;
+  const feeds = openFeeds(parts, core);
   let isReady = false;
   let lastPublished = -1;
-  let feed: Feed | undefined;
   const handlers = issuerService({
-    aggregates,
-    outbox,
-    policyBook,
-    book,
-    keyring,
-    clock,
-    random,
+    ...core,
+    ...parts,
     isReady: () => isReady,
-    ownWritesRead: async () => {
-      const wanted = { topic: topicNames.tokens, partition: 0, offset: BigInt(lastPublished + 1) };
-      await feed?.reached([wanted], ownWritesMs);
-    },
+    ownWritesRead: () => feeds.reached(lastPublished),
     onPublished: (offset) => {
       lastPublished = Math.max(lastPublished, offset);
     },
@@ -60,68 +116,31 @@ export const openIssuer = async (parts: IssuerParts): Promise<RunningService> =>
   const address = `${parts.address.slice(0, parts.address.lastIndexOf(":"))}:${server.port}`;
   outbox.start(address);
 
-  // The server answers, NOT_SERVING, while the log is read: the bus may take its time.
-  const follow = (name: string, topics: readonly string[]) =>
-    openFeed({ bus, name: `issuer-${name}`, topics, clock, log, dedupe: false, apply: book.apply });
-  const opening = follow("tokens", [topicNames.tokens, topicNames.revocations]);
-  // Only for "last used": nobody waits for it.
-  const openingUses = follow("uses", [topicNames.uses]);
   let health: { close(): void } | undefined;
   let reactions: Lease | undefined;
   let closing = false;
-
   const start = async () => {
-    feed = await opening;
-    await feed.caughtUp;
+    await feeds.caughtUp();
     if (closing) return;
     isReady = true;
     health = watchHealth({ health: server.health, service: IssuerService, needs: ["store"], store, bus, clock, log });
-    const { identitiesDir } = parts;
-    const work = reactionsWork({
-      aggregates,
-      outbox,
-      policyBook,
-      book,
-      identityImport: identitiesDir
-        ? openIdentityImport({ dir: identitiesDir, identities, trustDomain, log })
-        : undefined,
-      keyring,
-      clock,
-      random,
-      log,
-      self: `spiffe://${trustDomain}/service/issuer`,
-    });
-    reactions = openLease({
-      rows: outbox.leases,
-      name: "reactions-issuer",
-      holder: instance,
-      address: () => address,
-      clock,
-      log,
-      exclusive: parts.exclusive,
-      work,
-    });
+    reactions = openReactions(parts, core, address);
   };
   const ready = start();
-  const failed = Promise.all([opening, openingUses]).then((feeds) => Promise.race(feeds.map((each) => each.failed)));
-  // Whoever runs the service looks at both; a test that does not is not ended by them.
-  ready.catch(() => undefined);
-  failed.catch(() => undefined);
+  ready.catch(() => undefined); // whoever runs the service looks at it
 
   return {
     port: server.port,
     ready,
-    failed,
+    failed: feeds.failed,
     async close() {
       closing = true;
       health?.close();
       await server.close(stopGraceMs);
       await reactions?.close();
-      // One that still waits for the bus is closed when it opens, if ever.
-      for (const each of [opening, openingUses]) void each.then((opened) => opened.close()).catch(() => undefined);
-      await feed?.close();
+      await feeds.close();
       await outbox.close();
-      waker.close();
+      core.waker.close();
     },
   };
 };
