@@ -70,6 +70,8 @@ export interface LocalVerifier {
 const defaultCacheEntries = 100_000;
 const defaultDeadlineMs = 5_000;
 const sweepEveryMs = 30_000;
+/** A reason of our own: without one, abort() makes an exception with a stack, the dearest part of a wait. */
+const settled = "settled";
 
 /** One call of `authorize`. */
 interface Access<T> {
@@ -174,7 +176,7 @@ class SdkVerifier implements LocalVerifier {
 
   async #room({ deadlineMs = defaultDeadlineMs, signal }: AuthorizeOptions): Promise<void> {
     const over = new AbortController();
-    const gaveUp = () => over.abort();
+    const gaveUp = () => over.abort(settled);
     signal?.addEventListener("abort", gaveUp);
     void this.#clock.sleep(deadlineMs, over.signal).then(gaveUp);
     try {
@@ -185,7 +187,7 @@ class SdkVerifier implements LocalVerifier {
       }
     } finally {
       signal?.removeEventListener("abort", gaveUp);
-      over.abort();
+      over.abort(settled);
     }
   }
 
@@ -222,7 +224,7 @@ class SdkVerifier implements LocalVerifier {
     return new Promise<T>((resolve, reject) => {
       const over = new AbortController();
       const giveUp = (error: unknown) => {
-        over.abort();
+        over.abort(settled);
         signal?.removeEventListener("abort", onAbort);
         reject(error);
       };
@@ -237,7 +239,7 @@ class SdkVerifier implements LocalVerifier {
         answered: (response, sentAt) => {
           const denied = this.#judge(access, response, sentAt, over.signal.aborted);
           if (denied) return giveUp(denied);
-          over.abort();
+          over.abort(settled);
           signal?.removeEventListener("abort", onAbort);
           resolve(this.#run(new OpenUse(this.#reporter, response.useId, response.tokenId, use), access.run));
         },

@@ -1,9 +1,9 @@
-import { hash, X509Certificate } from "node:crypto";
+import { X509Certificate } from "node:crypto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { timestampMs } from "@bufbuild/protobuf/wkt";
 import { Delivery, type GrantSchema } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
-import { type CollectSecretResponse, IssuerService } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
-import { type KeyPair, open, registerKeyInfo, sealInfo } from "@curfew/keyring/hpke.ts";
+import { IssuerService } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
+import type { KeyPair } from "@curfew/keyring/hpke.ts";
 import { openClient } from "@curfew/rpc/client.ts";
 import type { IdentitySource } from "@curfew/rpc/credentials.ts";
 import { parseRpcError } from "@curfew/rpc/errors.ts";
@@ -11,7 +11,7 @@ import { callerOfNames } from "@curfew/rpc/identity.ts";
 import { type Clock, systemClock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import { type Random, systemRandom, uuidV7 } from "@curfew/runtime/random.ts";
-import { parseSecret } from "@curfew/token-format/secret.ts";
+import { type Delivered, openSealedDelivery } from "./sealed-delivery.ts";
 import { silentLog } from "./silent-log.ts";
 
 /** What a workload wants to hold: a token of its own by id, or a new one. */
@@ -67,7 +67,6 @@ const retryCapMs = 30_000;
 const pollLeastMs = 1_000;
 /** setTimeout takes no more than 2^31 ms. */
 const longestWaitMs = 86_400_000;
-const none = new Uint8Array();
 /** The token will never be good again. */
 const isOver = (reason: string) =>
   ["TOKEN_EXPIRED", "TOKEN_REVOKED", "LINEAGE_ENDED", "TOKEN_NOT_FOUND", "NOT_FOUND"].includes(reason);
@@ -92,14 +91,12 @@ export const openTokenSource = (options: TokenSourceOptions): TokenSource => {
 };
 
 class SealedTokenSource implements TokenSource {
-  readonly #subject: string;
-  readonly #keyPair: KeyPair;
-  readonly #keySha256: Buffer;
   readonly #wanted: Wanted;
   readonly #clock: Clock;
   readonly #random: Random;
   readonly #log: Log;
   readonly #client;
+  readonly #delivery;
   readonly #closing = new AbortController();
   readonly #waiting = new Set<() => void>();
   #wake = new AbortController();
@@ -117,9 +114,6 @@ class SealedTokenSource implements TokenSource {
   constructor(options: TokenSourceOptions, subject: string) {
     const { issuer, identity, caPem, trustDomain, keyPair, wanted } = options;
     const { clock = systemClock, random = systemRandom, log = silentLog } = options;
-    this.#subject = subject;
-    this.#keyPair = keyPair;
-    this.#keySha256 = hash("sha256", keyPair.publicKey, "buffer");
     this.#wanted = wanted;
     this.#clock = clock;
     this.#random = random;
@@ -128,6 +122,7 @@ class SealedTokenSource implements TokenSource {
     this.#requestId = ("grant" in wanted ? wanted.requestId : undefined) ?? this.#uuid();
     const channel = { address: issuer, identity, caPem, trustDomain, expectService: "issuer", clock, random };
     this.#client = openClient(IssuerService, channel);
+    this.#delivery = openSealedDelivery({ issuer: this.#client.rpc, subject, keyPair });
     void this.#run();
   }
 
@@ -250,7 +245,10 @@ class SealedTokenSource implements TokenSource {
 
   /** Does whatever is due. */
   async #step(): Promise<void> {
-    if (!this.#registered) await this.#register();
+    if (!this.#registered) {
+      await this.#delivery.register(this.#uuid());
+      this.#registered = true;
+    }
     const held = this.#held;
     const nowMs = this.#clock.now();
     if (!this.#isGood(held) || this.#tokenId === "") {
@@ -261,18 +259,6 @@ class SealedTokenSource implements TokenSource {
     if (!held.confirmed) await this.#confirm(held);
     if (nowMs < held.collectAtMs || (await this.#collect(held.generation))) return;
     if (nowMs >= held.rotateAtMs) await this.#rotate(held.generation);
-  }
-
-  /** Proves possession of the key: opens a nonce sealed to it. */
-  async #register(): Promise<void> {
-    const requestId = this.#uuid();
-    const { publicKey, privateKey } = this.#keyPair;
-    const { challenge } = await this.#client.rpc.registerKey({ requestId, publicKey });
-    if (challenge) {
-      const proof = open(privateKey, challenge.enc, challenge.ciphertext, registerKeyInfo(this.#subject), none);
-      await this.#client.rpc.registerKey({ requestId, publicKey, proof });
-    }
-    this.#registered = true;
   }
 
   async #create(): Promise<void> {
@@ -291,23 +277,18 @@ class SealedTokenSource implements TokenSource {
 
   /** Takes the sealed secret of a generation above the one held, if one waits. */
   async #collect(above: number): Promise<boolean> {
-    const collected = await this.#client.rpc.collectSecret({ tokenId: this.#tokenId, aboveGeneration: above });
-    const { generation, sealed } = collected;
-    if (generation <= above || !sealed) return false;
-    // Sealed to a key registered before: only a new generation helps.
-    if (!this.#keySha256.equals(sealed.keySha256)) return false;
-    const info = sealInfo({ subject: this.#subject, tokenId: this.#tokenId, generation, keySha256: this.#keySha256 });
-    const secret = open(this.#keyPair.privateKey, sealed.enc, sealed.ciphertext, info, none).toString("latin1");
-    if (!parseSecret(secret).ok) throw new TokenUnavailable("what was sealed is no secret");
-    this.#held = this.#hold(secret, collected);
+    const delivered = await this.#delivery.collect(this.#tokenId, above);
+    if (!delivered) return false;
+    const held = this.#hold(delivered);
+    this.#held = held;
     this.#failure = undefined;
     this.#notify();
-    this.#log.info({ tokenId: this.#tokenId, generation }, "secret collected");
-    await this.#confirm(this.#held);
+    this.#log.info({ tokenId: this.#tokenId, generation: held.generation }, "secret collected");
+    await this.#confirm(held);
     return true;
   }
 
-  #hold(secret: string, { generation, expiresAt, rotatesAt }: CollectSecretResponse): Held {
+  #hold({ secret, generation, expiresAt, rotatesAt }: Delivered): Held {
     const nowMs = this.#clock.now();
     const expiresAtMs = expiresAt ? timestampMs(expiresAt) : nowMs;
     const rotatesAtMs = rotatesAt ? timestampMs(rotatesAt) : expiresAtMs - (expiresAtMs - nowMs) / 3;
