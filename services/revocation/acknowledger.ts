@@ -1,13 +1,12 @@
+import type { RevocationAcknowledged } from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
 import type { Aggregates } from "@curfew/event-log/handle-command.ts";
 import type { Relay } from "@curfew/event-log/relay.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import type { Acknowledgement } from "./domain/effective.ts";
-import type { WatcherCommand, WatcherEvent, WatcherState } from "./domain/watcher.ts";
+import type { Receipt } from "./domain/watcher.ts";
 
-export type Watchers = Aggregates<WatcherState, WatcherCommand, WatcherEvent>;
-
-/** Turns acknowledgements into facts: those of one instance that arrive close together share a commit. */
+/** Turns acknowledgements into facts: those that arrive close together, of whatever instances, share a commit. */
 export interface Acknowledger {
   receive(instance: string, ids: readonly string[], acknowledgement: Acknowledgement): void;
   /** Writes what has arrived, once; what cannot be written is given up: its leases bound it. */
@@ -18,21 +17,25 @@ interface Batch extends Acknowledgement {
   readonly ids: Set<string>;
 }
 
-const maxCommitsAtOnce = 100;
 const retryMs = 500;
-const maxIdsPerCommit = 1_000;
+/** Of one commit, so that it stays far below what one may hold. */
+const maxReceipts = 500;
+const maxIds = 5_000;
+const maxIdsPerReceipt = 1_000;
 
 export const openAcknowledger = (parts: {
-  readonly watchers: Watchers;
+  readonly aggregates: Aggregates<null, { readonly receipts: readonly Receipt[] }, RevocationAcknowledged>;
+  /** Of this replica: nobody else writes to its stream. */
+  readonly instance: string;
   readonly relay: Relay;
   readonly clock: Clock;
   readonly log: Log;
   readonly everyMs: number;
-  readonly recorded: (ids: readonly string[], instance: string, acknowledgement: Acknowledgement) => void;
+  readonly recorded: (receipt: Receipt) => void;
 }): Acknowledger => {
-  const { watchers, relay, clock, log } = parts;
+  const { aggregates, relay, clock, log } = parts;
   const closing = new AbortController();
-  let waiting = new Map<string, Batch>();
+  const waiting = new Map<string, Batch>();
   let flushing: Promise<void> | undefined;
 
   const receive: Acknowledger["receive"] = (instance, ids, { receivedAtMs, clockOffsetMs }) => {
@@ -45,44 +48,42 @@ export const openAcknowledger = (parts: {
     flushing ??= flushLater(parts.everyMs);
   };
 
-  const record = async (instance: string, { ids, receivedAtMs, clockOffsetMs }: Batch) => {
-    const all = [...ids];
-    for (let i = 0; i < all.length; i += maxIdsPerCommit) {
-      const eventIds = all.slice(i, i + maxIdsPerCommit);
-      const command = { type: "Acknowledge" as const, instance, eventIds, receivedAtMs, clockOffsetMs };
-      const { commit } = await watchers.handle(`watchers/${instance}`, command);
-      parts.recorded(eventIds, instance, { receivedAtMs, clockOffsetMs });
-      if (commit) void relay.published(commit, 0);
+  /** As many as a commit takes; they wait no more. */
+  const take = (): Receipt[] => {
+    const receipts: Receipt[] = [];
+    let size = 0;
+    for (const [instance, { ids, ...at }] of waiting) {
+      if (receipts.length >= maxReceipts || size >= maxIds) break;
+      const eventIds = [...ids].slice(0, maxIdsPerReceipt);
+      for (const id of eventIds) ids.delete(id);
+      if (ids.size === 0) waiting.delete(instance);
+      receipts.push({ instance, eventIds, ...at });
+      size += eventIds.length;
     }
+    return receipts;
   };
 
-  /** False when something has to be tried again. */
+  /** False when it has to be tried again. */
   const flush = async (): Promise<boolean> => {
-    const batches = [...waiting];
-    waiting = new Map();
-    let failed = false;
-    for (let i = 0; i < batches.length; i += maxCommitsAtOnce)
-      await Promise.all(
-        batches.slice(i, i + maxCommitsAtOnce).map(async ([instance, batch]) => {
-          try {
-            await record(instance, batch);
-          } catch (error) {
-            failed = true;
-            log.warn({ err: error, instance }, "acknowledgements could not be recorded yet");
-            const newer = waiting.get(instance);
-            waiting.set(instance, newer ? { ...newer, ids: newer.ids.union(batch.ids) } : batch);
-          }
-        }),
-      );
-    return !failed;
+    const receipts = take();
+    try {
+      const { commit } = await aggregates.handle(`acknowledgements/${parts.instance}`, { receipts });
+      for (const receipt of receipts) parts.recorded(receipt);
+      if (commit) void relay.published(commit, 0);
+      return true;
+    } catch (error) {
+      log.warn({ err: error, watchers: receipts.length }, "acknowledgements could not be recorded yet");
+      for (const { instance, eventIds, ...at } of receipts) receive(instance, eventIds, at);
+      return false;
+    }
   };
 
   const flushLater = async (delayMs: number) => {
     await clock.sleep(delayMs, closing.signal);
     while (waiting.size > 0) {
-      const done = await flush();
+      if (await flush()) continue;
       if (closing.signal.aborted) break;
-      if (!done) await clock.sleep(retryMs, closing.signal);
+      await clock.sleep(retryMs, closing.signal);
     }
     flushing = undefined;
   };

@@ -11,7 +11,7 @@ import { fold } from "@curfew/decider/decider.ts";
 import { specFor } from "@curfew/decider/spec.ts";
 import { mintSecret } from "@curfew/token-format/secret.ts";
 import { describe, expect, it } from "vitest";
-import { watcher } from "./domain/watcher.ts";
+import { acknowledgements, reportingGaps } from "./domain/watcher.ts";
 import { pastRequest, type RejectionCode, type RevocationCommand, type RevocationEvent, revocation } from "./domain.ts";
 
 const tokenId = "tok_00000000-0000-8000-8000-000000000001";
@@ -195,34 +195,27 @@ describe("a refusal says which rule refused", () => {
 });
 
 describe("what a watcher proves", () => {
-  const acknowledge = (...eventIds: string[]) =>
-    ({ type: "Acknowledge", instance: "v-1", eventIds, receivedAtMs: nowMs + 0.5, clockOffsetMs: -3 }) as const;
-  const gap = (fromMs: number, toMs: number) =>
-    ({ type: "RecordGap", instance: "sdk-1", resourceService: "shop", fromMs, toMs }) as const;
-
-  it("is what it had not acknowledged before, never dated earlier than it came", () => {
-    const [event] = watcher.decide(watcher.initial, acknowledge("a", "b", "a"));
-    expect(event).toMatchObject({ revocationEventIds: ["a", "b"], receivedAt: timestampFromMs(nowMs + 1) });
-    const state = fold(watcher, event ? [event] : []);
-    expect(watcher.decide(state, acknowledge("b"))).toEqual([]);
-    expect(watcher.decide(state, acknowledge("b", "c"))[0]).toMatchObject({ revocationEventIds: ["c"] });
-  });
-
-  it("is forgotten beyond the last 256", () => {
-    const [event] = watcher.decide(watcher.initial, acknowledge(...Array.from({ length: 300 }, (_, i) => `e${i}`)));
-    expect(fold(watcher, event ? [event] : []).acknowledged).toHaveLength(256);
+  it("is written down for each instance, never dated earlier than it came", () => {
+    const receipt = { eventIds: ["a", "b"], receivedAtMs: nowMs + 0.5, clockOffsetMs: -3 };
+    const receipts = ["v-1", "v-2"].map((instance) => ({ instance, ...receipt }));
+    expect(acknowledgements.decide(null, { receipts })).toMatchObject([
+      { instance: "v-1", revocationEventIds: ["a", "b"], receivedAt: timestampFromMs(nowMs + 1) },
+      { instance: "v-2", clockOffset: { seconds: 0n, nanos: -3_000_000 } },
+    ]);
   });
 
   it("leaves a gap from its last complete report to the end of its lease, told once", () => {
-    const [event] = watcher.decide(watcher.initial, gap(nowMs, nowMs + 5_050));
+    const gap = (fromMs: number, toMs: number) => ({ instance: "sdk-1", resourceService: "shop", fromMs, toMs });
+    const [event] = reportingGaps.decide(reportingGaps.initial, gap(nowMs, nowMs + 5_050));
     expect(event).toMatchObject({
       instance: "sdk-1",
       resourceService: "shop",
       from: timestampFromMs(nowMs),
       to: timestampFromMs(nowMs + 5_050),
     });
-    const state = fold(watcher, event ? [event] : []);
-    expect(watcher.decide(state, gap(nowMs, nowMs + 5_050))).toEqual([]);
-    expect(watcher.decide(state, gap(nowMs, nowMs + 9_000))[0]).toMatchObject({ from: timestampFromMs(nowMs + 5_050) });
+    const state = fold(reportingGaps, event ? [event] : []);
+    expect(reportingGaps.decide(state, gap(nowMs, nowMs + 5_050))).toEqual([]);
+    const [later] = reportingGaps.decide(state, gap(nowMs, nowMs + 9_000));
+    expect(later).toMatchObject({ from: timestampFromMs(nowMs + 5_050) });
   });
 });

@@ -44,7 +44,8 @@ export class PendingRevocations {
         this.#early.set(id, known);
         if (this.#early.size > maxEarly) this.#early.delete(this.#early.keys().next().value as string);
       }
-      if (!known.has(instance)) known.set(instance, acknowledgement);
+      const { receivedAtMs, clockOffsetMs } = acknowledgement;
+      if (!known.has(instance)) known.set(instance, { receivedAtMs, clockOffsetMs });
     }
     this.onChange();
   }
@@ -56,8 +57,9 @@ export class PendingRevocations {
     if (this.#done.size > maxEarly) this.#done.delete(this.#done.values().next().value as string);
   }
 
-  has(id: string): boolean {
-    return this.#pending.has(id);
+  /** Whether an acknowledgement of this instance tells anything new. */
+  awaits(id: string, instance: string): boolean {
+    return this.#pending.get(id)?.acknowledgements.has(instance) === false;
   }
 
   get(id: string): PendingRevocation | undefined {

@@ -1,11 +1,12 @@
+import type { UseReportingGap } from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
 import type { Aggregates } from "@curfew/event-log/handle-command.ts";
 import { type Lease, openLease, type Tenure } from "@curfew/event-log/lease.ts";
 import type { Outbox } from "@curfew/event-log/outbox.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import { span, withSpan } from "@curfew/runtime/telemetry.ts";
-import type { Watchers } from "./acknowledger.ts";
 import { type InstanceFact, proofOf, surelyEndedMs } from "./domain/effective.ts";
+import type { GapState, RecordGap } from "./domain/watcher.ts";
 import type { RevocationCommand, RevocationEvent, RevocationState } from "./domain.ts";
 import type { LeaseBook, LeaseRow } from "./lease-book.ts";
 import type { PendingRevocation, PendingRevocations } from "./pending.ts";
@@ -17,7 +18,7 @@ export type Revocations = Aggregates<RevocationState, RevocationCommand, Revocat
 export interface ReactionParts {
   readonly outbox: Outbox;
   readonly revocations: Revocations;
-  readonly watchers: Watchers;
+  readonly gaps: Aggregates<GapState, RecordGap, UseReportingGap>;
   readonly pending: PendingRevocations;
   readonly book: LeaseBook;
   readonly proofs: Proofs;
@@ -51,7 +52,7 @@ export const openReactions = (parts: ReactionParts): Lease => {
       woken = Promise.withResolvers<void>();
       const beganMs = clock.monotonicMs();
       try {
-        await withSpan(span.reaction("revocations"), {}, () => tenure.look());
+        await tenure.look();
       } catch (error) {
         log.warn({ err: error }, "effective times and gaps are looked at again");
       }
@@ -151,10 +152,12 @@ class ReactionTenure {
   }
 
   async #recordGap({ instance, name, allReportedAtMs }: LeaseRow, toMs: number): Promise<void> {
-    const { watchers, outbox, log } = this.#parts;
+    const { gaps, outbox, log } = this.#parts;
     const resourceService = name.slice(name.indexOf("/") + 1);
-    const command = { type: "RecordGap", instance, resourceService, fromMs: allReportedAtMs, toMs } as const;
-    const { commit } = await watchers.handle(`watchers/${instance}`, command);
+    const command = { instance, resourceService, fromMs: allReportedAtMs, toMs };
+    const { commit } = await withSpan(span.reaction("record-gap"), {}, () =>
+      gaps.handle(`watchers/${instance}`, command),
+    );
     if (!commit) return;
     log.warn({ watcher: instance, resourceService }, "an instance ended without having reported all its uses");
     void outbox.relay.published(commit, 0);

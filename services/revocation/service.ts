@@ -5,10 +5,11 @@ import { openAggregates } from "@curfew/event-log/handle-command.ts";
 import type { Lease } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { type Feed, openFeed } from "@curfew/projection/feed.ts";
+import { watchHealth } from "@curfew/rpc/health-watch.ts";
 import { openWaker, type RunningService, relayService, type ServiceParts, serve } from "@curfew/rpc/replica.ts";
 import { bindService } from "@curfew/rpc/service-definition.ts";
 import { openAcknowledger } from "./acknowledger.ts";
-import { watcher } from "./domain/watcher.ts";
+import { acknowledgements, reportingGaps } from "./domain/watcher.ts";
 import { revocation } from "./domain.ts";
 import { openFreshness } from "./freshness.ts";
 import { createHandlers, rejections } from "./grpc.ts";
@@ -34,13 +35,82 @@ class Closed extends Error {
   override name = "Closed";
 }
 
-/** A feed that waits for a bus that is away waits no more once we close. */
-const untilClosed = (bus: Bus, closing: AbortSignal): Pick<Bus, "ends" | "subscribe"> => {
+/** What handlers, feed and reactions work on. */
+const openCore = async (parts: ServiceParts, limits: WatchLimits) => {
+  const { store, clock } = parts;
+  const waker = openWaker("revocation", parts);
+  const outbox = await openOutbox({
+    ...parts,
+    service: "revocation",
+    topic: topicNames.revocations,
+    wake: waker.wake,
+  });
+  const { streams } = outbox;
+  const book = await openLeaseBook({ store, clock, leaseMs: limits.leaseMs });
+  return {
+    waker,
+    outbox,
+    book,
+    limits,
+    revocations: openAggregates({ streams, decider: revocation, clock }),
+    acknowledgements: openAggregates({ streams, decider: acknowledgements, clock }),
+    gaps: openAggregates({ streams, decider: reportingGaps, clock }),
+    proofs: await openProofs({ store, book, leaseMs: limits.leaseMs }),
+    index: new SecretIndex(),
+    pending: new PendingRevocations(),
+    hub: openWatchHub({ clock, limits }),
+  };
+};
+type Core = Awaited<ReturnType<typeof openCore>>;
+
+/** The topics as this replica reads them; the server answers meanwhile, for the bus may take its time. */
+const openLog = ({ bus, clock, log, instance }: ServiceParts, core: Core) => {
+  let opened: Feed | undefined;
+  let served: Feed | undefined;
+  let closed = false;
+  // A feed that waits for a bus that is away waits no more once we close.
   const ask = async <T>(answer: () => Promise<T>): Promise<T> => {
-    if (closing.aborted) throw new Closed("the service is closed");
+    if (closed) throw new Closed("the service is closed");
     return await answer();
   };
-  return { ends: (topic) => ask(() => bus.ends(topic)), subscribe: (options) => ask(() => bus.subscribe(options)) };
+  const asked: Pick<Bus, "ends" | "subscribe"> = {
+    ends: (topic) => ask(() => bus.ends(topic)),
+    subscribe: (options) => ask(() => bus.subscribe(options)),
+  };
+  const { apply } = createProjection({ ...core, clock, watched: () => served !== undefined });
+  const opening = openFeed({ bus: asked as Bus, name: `revocation-${instance}`, topics, clock, log, apply });
+  const failed = opening.then((feed) => feed.failed);
+  failed.catch(() => undefined); // whoever runs the service looks at it
+  return {
+    failed,
+    /** Undefined until everything that was on the topics at start is applied. */
+    served: () => served,
+    async caughtUp(): Promise<void> {
+      opened = await opening;
+      await opened.caughtUp;
+      served = opened;
+    },
+    async close(): Promise<void> {
+      closed = true;
+      await opened?.close();
+      if (!opened) void opening.then((feed) => feed.close()).catch(() => undefined);
+    },
+  };
+};
+
+/** What watchers are served by. */
+const openWatching = ({ bus, clock, log, instance }: ServiceParts, core: Core, feed: () => Feed | undefined) => {
+  const { outbox, hub, book, pending, limits } = core;
+  const { relay } = outbox;
+  const sessions = () => hub.sessions;
+  const freshness = openFreshness({ relay, bus, topics, book, clock, log, limits, sessions, feed });
+  const acknowledger = openAcknowledger({
+    ...{ instance, relay, clock, log },
+    aggregates: core.acknowledgements,
+    everyMs: limits.acknowledgeEveryMs,
+    recorded: (receipt) => pending.acknowledge(receipt.eventIds, receipt.instance, receipt),
+  });
+  return { freshness, acknowledger };
 };
 
 /**
@@ -48,91 +118,47 @@ const untilClosed = (bus: Bus, closing: AbortSignal): Pick<Bus, "ends" | "subscr
  * UNAVAILABLE until the topics of tokens and revocations have been read to what was their end at start.
  */
 export const openRevocation = async (parts: ServiceParts, options: RevocationOptions = {}): Promise<RunningService> => {
-  const { store, bus, clock, log, keyring, instance, random, exclusive } = parts;
-  const limits = { ...defaultWatchLimits, ...options.limits };
-  const waker = openWaker("revocation", parts);
-  const outbox = await openOutbox({
-    ...{ store, bus, instance, clock, random, log, exclusive },
-    service: "revocation",
-    topic: topicNames.revocations,
-    wake: waker.wake,
-  });
-  const { streams, relay } = outbox;
-  const revocations = openAggregates({ streams, decider: revocation, clock });
-  const watchers = openAggregates({ streams, decider: watcher, clock });
-  const book = await openLeaseBook({ store, clock, leaseMs: limits.leaseMs });
-  const proofs = await openProofs({ store, book, leaseMs: limits.leaseMs });
-  const index = new SecretIndex();
-  const pending = new PendingRevocations();
-  const hub = openWatchHub({ clock, limits });
-  const closing = new AbortController();
-  const failed = Promise.withResolvers<never>();
-  failed.promise.catch(() => undefined);
-  let feed: Feed | undefined;
-  const served = () => feed;
-
-  const freshness = openFreshness({
-    ...{ relay, bus, topics, book, clock, log, limits },
-    sessions: () => hub.sessions,
-    feed: served,
-  });
-  const acknowledger = openAcknowledger({
-    ...{ watchers, relay, clock, log },
-    everyMs: limits.acknowledgeEveryMs,
-    recorded: (ids, from, acknowledgement) => pending.acknowledge(ids, from, acknowledgement),
-  });
+  const { clock } = parts;
+  const core = await openCore(parts, { ...defaultWatchLimits, ...options.limits });
+  const { outbox, waker } = core;
+  const log = openLog(parts, core);
+  const watching = openWatching(parts, core, log.served);
   const limiter = openLimiter({ clock, ...failedLookUps });
-  const handlers = createHandlers({
-    ...{ hub, book, pending, freshness, acknowledger, clock, limits, outbox, revocations, index, proofs },
-    ...{ keyring, limiter, bus, feed: served },
-  });
+  const handlers = createHandlers({ ...parts, ...core, ...watching, limiter, feed: log.served });
   const server = await serve(parts, [
     bindService(RevocationService, handlers, { rejections }),
-    relayService(relay, outbox.topic),
+    relayService(outbox.relay, outbox.topic),
   ]);
-  const address = `localhost:${server.port}`;
+  const address = `${parts.address.slice(0, parts.address.lastIndexOf(":"))}:${server.port}`;
   outbox.start(address);
 
-  const projection = createProjection({ index, pending, hub, clock, watched: () => feed !== undefined });
-  const opening = openFeed({
-    bus: { ...untilClosed(bus, closing.signal) } as Bus,
-    name: `revocation-${instance}`,
-    topics,
-    clock,
-    log,
-    apply: projection.apply,
-  });
+  let health: { close(): void } | undefined;
   let reactions: Lease | undefined;
-  const ready = (async () => {
-    const opened = await opening;
-    opened.failed.catch(failed.reject);
-    await opened.caughtUp;
-    if (closing.signal.aborted) return;
-    feed = opened;
-    reactions = openReactions({
-      ...{ outbox, revocations, watchers, pending, book, proofs, instance, exclusive, clock, log, limits },
-      address: () => address,
-    });
-    server.health.setAll("SERVING");
-  })();
-  ready.catch((error) => void (closing.signal.aborted || failed.reject(error)));
+  let closed: Promise<void> | undefined;
+  const start = async () => {
+    await log.caughtUp();
+    if (closed !== undefined) return;
+    // The emergency stop needs the store alone.
+    health = watchHealth({ ...parts, health: server.health, service: RevocationService, needs: ["store"] });
+    reactions = openReactions({ ...parts, ...core, address: () => address });
+  };
+  const ready = start();
+  ready.catch(() => undefined); // whoever runs the service looks at it
 
   const close = async () => {
-    closing.abort();
-    server.health.setAll("NOT_SERVING");
+    health?.close();
     await server.close(graceMs);
-    await freshness.close();
-    await acknowledger.close();
+    await watching.freshness.close();
+    await watching.acknowledger.close();
     await reactions?.close();
-    await opening.then((opened) => opened.close()).catch(() => undefined);
+    await log.close();
     await outbox.close();
     waker.close();
   };
-  let closed: Promise<void> | undefined;
   return {
     port: server.port,
     ready,
-    failed: failed.promise,
+    failed: log.failed,
     close() {
       closed ??= close();
       return closed;

@@ -52,9 +52,9 @@ const receive = (parts: WatchParts, session: WatchSession, { kind }: WatchRevoca
     session.receivePing(kind.value, nowMs);
     freshness.wake();
   } else if (kind.case === "acknowledge") {
-    // Of no use for what is effective already, and of no meaning for what is no revocation.
-    const ids = kind.value.revocationEventIds.filter((id) => pending.has(id));
     const { clockOffsetMs, instance } = session;
+    // Of no use for what is effective already, and of no meaning for what is no revocation.
+    const ids = kind.value.revocationEventIds.filter((id) => pending.awaits(id, instance));
     if (ids.length > 0) acknowledger.receive(instance, ids, { receivedAtMs: nowMs, clockOffsetMs });
   } else throw invalid("HELLO_TWICE", "say hello once, as the first message");
 };

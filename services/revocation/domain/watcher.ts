@@ -8,68 +8,60 @@ import {
 } from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
 import type { Decider } from "@curfew/decider/decider.ts";
 
-/** What one instance of a verifier or an SDK proved or left open: stream `watchers/<instance>`. */
-export type WatcherEvent = RevocationAcknowledged | UseReportingGap;
+/** What one instance of a verifier or an SDK says that it has applied. */
+export interface Receipt {
+  readonly instance: string;
+  readonly eventIds: readonly string[];
+  readonly receivedAtMs: number;
+  readonly clockOffsetMs: number;
+}
 
-export interface WatcherState {
-  /** The last acknowledged event ids, oldest first. */
-  readonly acknowledged: readonly string[];
+/**
+ * What one replica of `revocation` was told by those who watch there: stream `acknowledgements/<our instance>`, with no other writer. A
+ * stream for each watcher would cost a commit for each, at every revocation.
+ */
+export const acknowledgements: Decider<null, { readonly receipts: readonly Receipt[] }, RevocationAcknowledged> = {
+  initial: null,
+  decide: (_, { receipts }) =>
+    receipts.map(({ instance, eventIds, receivedAtMs, clockOffsetMs }) =>
+      create(RevocationAcknowledgedSchema, {
+        instance,
+        revocationEventIds: [...eventIds],
+        receivedAt: timestampFromMs(Math.ceil(receivedAtMs)),
+        clockOffset: durationFromMs(Math.round(clockOffsetMs)),
+      }),
+    ),
+  evolve: (state) => state,
+};
+
+/** What an SDK instance may have left unreported: stream `watchers/<instance>`. */
+export interface GapState {
   /** End of the last gap recorded, ms since the epoch; 0: none. */
   readonly gapToMs: number;
 }
 
-export type WatcherCommand =
-  | {
-      readonly type: "Acknowledge";
-      readonly instance: string;
-      readonly eventIds: readonly string[];
-      readonly receivedAtMs: number;
-      readonly clockOffsetMs: number;
-    }
-  | {
-      readonly type: "RecordGap";
-      readonly instance: string;
-      readonly resourceService: string;
-      readonly fromMs: number;
-      readonly toMs: number;
-    };
+export interface RecordGap {
+  readonly instance: string;
+  readonly resourceService: string;
+  readonly fromMs: number;
+  readonly toMs: number;
+}
 
-/** A later repetition is harmless: the first receipt is what counts. */
-const maxRemembered = 256;
-
-const decide = (state: WatcherState, command: WatcherCommand): readonly WatcherEvent[] => {
-  const { instance } = command;
-  if (command.type === "Acknowledge") {
-    const ids = [...new Set(command.eventIds)].filter((id) => !state.acknowledged.includes(id));
-    if (ids.length === 0) return [];
-    return [
-      create(RevocationAcknowledgedSchema, {
-        instance,
-        revocationEventIds: ids,
-        receivedAt: timestampFromMs(Math.ceil(command.receivedAtMs)),
-        clockOffset: durationFromMs(Math.round(command.clockOffsetMs)),
-      }),
-    ];
-  }
+const decideGap = ({ gapToMs }: GapState, command: RecordGap): readonly UseReportingGap[] => {
   // A gap is told once: a lease that ended is in no later gap's time.
-  if (command.toMs <= state.gapToMs) return [];
+  if (command.toMs <= gapToMs) return [];
   return [
     create(UseReportingGapSchema, {
-      instance,
+      instance: command.instance,
       resourceService: command.resourceService,
-      from: timestampFromMs(Math.floor(Math.max(command.fromMs, state.gapToMs))),
+      from: timestampFromMs(Math.floor(Math.max(command.fromMs, gapToMs))),
       to: timestampFromMs(Math.ceil(command.toMs)),
     }),
   ];
 };
 
-const evolve = (state: WatcherState, event: WatcherEvent): WatcherState =>
-  event.$typeName === "curfew.events.v1.RevocationAcknowledged"
-    ? { ...state, acknowledged: [...state.acknowledged, ...event.revocationEventIds].slice(-maxRemembered) }
-    : { ...state, gapToMs: event.to ? timestampMs(event.to) : state.gapToMs };
-
-export const watcher: Decider<WatcherState, WatcherCommand, WatcherEvent> = {
-  initial: { acknowledged: [], gapToMs: 0 },
-  decide,
-  evolve,
+export const reportingGaps: Decider<GapState, RecordGap, UseReportingGap> = {
+  initial: { gapToMs: 0 },
+  decide: decideGap,
+  evolve: (state, { to }) => ({ gapToMs: to ? timestampMs(to) : state.gapToMs }),
 };
