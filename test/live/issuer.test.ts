@@ -117,8 +117,8 @@ describe.skipIf(unavailable.length > 0)("two issuers on a real broker and a real
   afterAll(async () => {
     for (const close of closers) close();
     await Promise.all(issuers.map((issuer) => issuer.stop()));
-    await kafka?.stop();
-    await ferret?.stop();
+    await kafka.stop();
+    await ferret.stop();
     rmSync(dir, { recursive: true, force: true });
   });
 
@@ -131,10 +131,10 @@ describe.skipIf(unavailable.length > 0)("two issuers on a real broker and a real
     const clients = await Promise.all(ports.map((port) => client("workload/billing", port)));
 
     const acknowledged = new Map<string, string>();
-    let stop = false;
+    const stop = new AbortController();
     let open = 0;
     const call = async () => {
-      while (!stop) {
+      while (!stop.signal.aborted) {
         const request = { requestId: randomUUID(), grant, delivery: Delivery.DIRECT };
         // Whatever happens, the same request again, at either replica, until it is answered.
         for (let answered = false; !answered; ) {
@@ -169,7 +169,7 @@ describe.skipIf(unavailable.length > 0)("two issuers on a real broker and a real
       await victim.restart();
     }
     await more(50);
-    stop = true;
+    stop.abort();
     await working;
 
     const wanted = new Set(acknowledged.values());
