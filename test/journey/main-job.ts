@@ -143,6 +143,9 @@ const scan = (dataDir: string, repository: string) => {
   const args = [
     "--disable-warning=ExperimentalWarning",
     join(root, "packages/cli/main.ts"),
+    "scan",
+    "--report",
+    "--public",
     "--data",
     dataDir,
     "--as",
@@ -150,7 +153,7 @@ const scan = (dataDir: string, repository: string) => {
     "-o",
     "json",
   ];
-  const run = spawnSync(process.execPath, [...args, "scan", "--report", repository], {
+  const run = spawnSync(process.execPath, [...args, repository], {
     encoding: "utf8",
     timeout: 60_000,
   });

@@ -1,0 +1,37 @@
+import { buildApplication, buildRouteMap, text_en } from "@stricli/core";
+import { audit } from "./commands/audit.ts";
+import { ack, caseRoutes } from "./commands/case.ts";
+import { identity } from "./commands/identity.ts";
+import { policy } from "./commands/policy.ts";
+import { revoke } from "./commands/revoke.ts";
+import { scan } from "./commands/scan.ts";
+import { token } from "./commands/token.ts";
+import { verifyToken } from "./commands/verify-token.ts";
+import { failureOf } from "./exit.ts";
+
+const routes = buildRouteMap({
+  docs: {
+    brief: "Curfew: short-lived API tokens, ended everywhere when they leak, with evidence",
+    fullDescription:
+      "Exit codes: 0 done; 1 the answer is no (a live secret was found, a token is not good, a proof does not hold); 2 wrong usage; 3 refused by the service; 4 the service cannot be reached; 5 a fault of ours. No secret is ever printed.",
+  },
+  routes: { token, "verify-token": verifyToken, revoke, scan, identity, policy, case: caseRoutes, ack, audit },
+});
+
+const describe = (error: unknown) => `curfew: ${failureOf(error).text}`;
+
+export const app = buildApplication(routes, {
+  name: "curfew",
+  scanner: { caseStyle: "allow-kebab-for-camel" },
+  documentation: { caseStyle: "convert-camel-to-kebab" },
+  determineExitCode: (error) => failureOf(error).code,
+  localization: {
+    text: {
+      ...text_en,
+      // A message for people; a stack would help nobody who types a command.
+      exceptionWhileRunningCommand: describe,
+      exceptionWhileLoadingCommandFunction: describe,
+      exceptionWhileLoadingCommandContext: describe,
+    },
+  },
+});

@@ -1,0 +1,114 @@
+import { timestampDate, timestampFromDate } from "@bufbuild/protobuf/wkt";
+import { AuditorService, type SealedEvent } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
+import { openCheckpoint } from "@curfew/ledger/checkpoint.ts";
+import { leafHash } from "@curfew/ledger/hash.ts";
+import { parseVerifierKey } from "@curfew/ledger/note-key.ts";
+import { verifyInclusion } from "@curfew/ledger/proof.ts";
+import { buildCommand, buildRouteMap } from "@stricli/core";
+import { type ConnectionFlags, onConnection } from "../connection.ts";
+import { CommandFailed, exitCode } from "../exit.ts";
+import { connectionFlags, outputAlias, outputFlag, parseTime } from "../flags.ts";
+import { type Format, printOne, printRows } from "../output.ts";
+
+interface AuditFlags extends ConnectionFlags {
+  readonly output: Format;
+}
+
+const rowOf = (event: SealedEvent) => ({
+  index: Number(event.index),
+  time: event.time ? timestampDate(event.time).toISOString() : "",
+  type: event.type,
+  token: event.tokenId,
+  event: event.eventId,
+});
+
+const list = buildCommand({
+  docs: { brief: "List sealed events in the ledger's order" },
+  parameters: {
+    flags: {
+      ...connectionFlags,
+      ...outputFlag,
+      token: { kind: "parsed", parse: String, brief: "only about this token", default: "", placeholder: "TOKEN" },
+      type: {
+        kind: "parsed",
+        parse: String,
+        brief: "only of this type, e.g. curfew.token.revoked.v1",
+        default: "",
+        placeholder: "TYPE",
+      },
+      from: { kind: "parsed", parse: parseTime, brief: "only at or after", optional: true, placeholder: "TIME" },
+      to: { kind: "parsed", parse: parseTime, brief: "only before", optional: true, placeholder: "TIME" },
+      limit: { kind: "parsed", parse: Number, brief: "at most so many", default: "100", placeholder: "N" },
+    },
+    aliases: outputAlias,
+  },
+  func: (flags: AuditFlags & { token: string; type: string; from?: Date; to?: Date; limit: number }) =>
+    onConnection(flags, async (connection) => {
+      const auditor = connection.service(AuditorService, "auditor");
+      const events: SealedEvent[] = [];
+      let pageToken = "";
+      do {
+        const page = await auditor.listEvents({
+          pageSize: Math.min(1_000, flags.limit - events.length),
+          pageToken,
+          tokenId: flags.token,
+          type: flags.type,
+          ...(flags.from && { from: timestampFromDate(flags.from) }),
+          ...(flags.to && { to: timestampFromDate(flags.to) }),
+        });
+        events.push(...page.events);
+        pageToken = page.nextPageToken;
+      } while (pageToken && events.length < flags.limit);
+      printRows(flags.output, events.map(rowOf), ["index", "time", "type", "token", "event"]);
+    }),
+});
+
+const show = buildCommand({
+  docs: { brief: "Show an event and check its inclusion proof. Exit 1: the proof does not hold" },
+  parameters: {
+    flags: { ...connectionFlags, ...outputFlag },
+    aliases: outputAlias,
+    positional: {
+      kind: "tuple",
+      parameters: [{ parse: String, brief: "event id or ledger index", placeholder: "EVENT" }],
+    },
+  },
+  func: (flags: AuditFlags, which: string) =>
+    onConnection(flags, async (connection) => {
+      const auditor = connection.service(AuditorService, "auditor");
+      const answer = await auditor.getEvent({
+        which: /^\d{1,15}$/.test(which) ? { case: "index", value: BigInt(which) } : { case: "eventId", value: which },
+      });
+      const { verifierKey } = await auditor.getCheckpoint({});
+      const checkpoint = openCheckpoint(answer.checkpoint, parseVerifierKey(verifierKey));
+      const index = Number(answer.event?.index ?? -1);
+      const holds = verifyInclusion(
+        index,
+        checkpoint.size,
+        leafHash(answer.leaf),
+        answer.inclusionProof,
+        checkpoint.root,
+      );
+      if (!answer.event) throw new Error("the auditor answered without an event");
+      printOne(flags.output, {
+        ...rowOf(answer.event),
+        body: JSON.parse(answer.event.json),
+        proof: holds ? `holds in the signed tree of ${checkpoint.size} entries` : "DOES NOT HOLD",
+      });
+      if (!holds) throw new CommandFailed(exitCode.no, "the inclusion proof does not hold");
+    }),
+});
+
+const checkpoint = buildCommand({
+  docs: { brief: "Print the newest signed checkpoint (C2SP tlog-checkpoint)" },
+  parameters: { flags: { ...connectionFlags, ...outputFlag }, aliases: outputAlias },
+  func: (flags: AuditFlags) =>
+    onConnection(flags, async (connection) => {
+      const answer = await connection.service(AuditorService, "auditor").getCheckpoint({});
+      if (flags.output === "json")
+        printOne("json", { checkpoint: answer.checkpoint, size: Number(answer.size), verifierKey: answer.verifierKey });
+      else process.stdout.write(answer.checkpoint);
+    }),
+});
+
+export const audit = buildRouteMap({ docs: { brief: "The ledger" }, routes: { list, show, checkpoint } });

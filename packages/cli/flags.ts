@@ -1,0 +1,57 @@
+import { CommandFailed, exitCode } from "./exit.ts";
+
+/** Flags that several commands share. */
+export const dataFlag = {
+  data: {
+    kind: "parsed",
+    parse: String,
+    brief: "data directory of the suite (CURFEW_DATA_DIR)",
+    default: process.env.CURFEW_DATA_DIR ?? ".curfew",
+    placeholder: "DIR",
+  },
+} as const;
+
+const identityPath = (text: string): string => {
+  if (!/^(person|workload)\/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/.test(text))
+    throw new Error("an identity is person/<name> or workload/<name>");
+  return text;
+};
+
+export const connectionFlags = {
+  ...dataFlag,
+  as: {
+    kind: "parsed",
+    parse: identityPath,
+    brief: "identity to speak as, e.g. person/sam (CURFEW_AS)",
+    ...(process.env.CURFEW_AS !== undefined && { default: process.env.CURFEW_AS }),
+    placeholder: "IDENTITY",
+  },
+} as const;
+
+export const outputFlag = {
+  output: { kind: "enum", values: ["table", "json"], brief: "how to print", default: "table" },
+} as const;
+
+export const outputAlias = { o: "output" } as const;
+
+const unitMs: Readonly<Record<string, number>> = { s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+
+/** "90s", "15m", "1h", "30d" → milliseconds. */
+export const parseDurationMs = (text: string): number => {
+  const m = /^(\d{1,7})([smhd])$/.exec(text);
+  if (!m) throw new Error('a duration is a number and s, m, h or d, e.g. "15m"');
+  return Number(m[1]) * (unitMs[m[2] as string] as number);
+};
+
+export const parseTime = (text: string): Date => {
+  const ms = Date.parse(text);
+  if (!/(Z|[+-]\d\d:\d\d)$/.test(text) || Number.isNaN(ms))
+    throw new Error("a time with its offset is needed, e.g. 2026-11-24T13:00:00Z");
+  return new Date(ms);
+};
+
+/** The one positional argument that a command needs. */
+export const needed = (value: string | undefined, what: string): string => {
+  if (!value) throw new CommandFailed(exitCode.usage, `${what} is missing`);
+  return value;
+};
