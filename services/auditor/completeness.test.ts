@@ -54,7 +54,7 @@ const openForgedWorld = async (before?: { epochs: Collection<EpochRow>; store: D
       };
     },
   };
-  const auditor = await startAuditor({ epochs, store, bus: own, send: async () => undefined }, store, bus);
+  const auditor = await startAuditor({ epochs, store, bus });
   auditor.outbox.start("localhost:1");
   closers.push(() => auditor.close());
   const gaps = () => {

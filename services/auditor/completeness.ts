@@ -72,90 +72,120 @@ export const streamPlace = (record: SealedRecord): { stream: string; sequence: n
   return { stream, sequence: Number(sequence) };
 };
 
-export const openCompleteness = (parts: CompletenessParts) => {
-  const heads = new Map<string, ChainHead>();
-  const streams = new Map<string, number>();
-  const producers = new Map<string, boolean>();
+const producerOf = (record: SealedRecord): string => {
+  const named = headerOf(record, producerHeader) ?? "";
+  return producerForm.test(named) ? named : "";
+};
 
-  const isKnown = async (producer: string, topic: string): Promise<boolean> => {
+/** What earlier batches left, as far as it is in memory. */
+interface Memory {
+  readonly heads: Map<string, ChainHead>;
+  readonly streams: Map<string, number>;
+  readonly producers: Map<string, boolean>;
+}
+
+/** The check of one batch. It writes to the memory only in `commit`, so that it can be repeated. */
+class BatchCheck implements CheckedBatch {
+  readonly #parts: CompletenessParts;
+  readonly #memory: Memory;
+  readonly #before: LedgerHead;
+  readonly #first: number;
+  readonly #found = new Map<string, Finding>();
+  readonly #points = new Map<string, { at: number; head: ChainHead }>();
+  readonly #sequences = new Map<string, number>();
+  readonly #positions = new Map<string, number>();
+
+  constructor(parts: CompletenessParts, memory: Memory, before: LedgerHead, batch: Batch) {
+    this.#parts = parts;
+    this.#memory = memory;
+    this.#before = before;
+    this.#first = batch.doc.first;
+  }
+
+  get findings(): Finding[] {
+    return [...this.#found.values()];
+  }
+
+  get heads(): Map<number, ChainPoint> {
+    return new Map([...this.#points].map(([chain, { at, head }]) => [at, { chain, ...head }]));
+  }
+
+  commit(): void {
+    const heads = [...this.#points].map(([chain, { head }]) => [chain, head] as const);
+    remember(this.#memory.heads, heads);
+    remember(this.#memory.streams, this.#sequences);
+  }
+
+  async add(record: SealedRecord, at: number): Promise<void> {
+    this.#checkOffset(record);
+    if (record.oversize) return this.#find(record, "", GapCause.OVERSIZE);
+    await this.#checkChain(record, at);
+    await this.#checkStream(record);
+  }
+
+  #find(record: SealedRecord, producer: string, cause: GapCause, expected = 0, seen = 0): void {
+    const { topic, partition, offset } = record;
+    const key = `${producer || `${topic}/${partition}`} ${cause}`;
+    if (!this.#found.has(key)) this.#found.set(key, { producer, cause, topic, partition, offset, expected, seen });
+  }
+
+  #checkOffset(record: SealedRecord): void {
+    const { topic, partition, offset } = record;
+    const place = `${topic}/${partition}`;
+    const expected = this.#positions.get(place) ?? nextOffset(this.#before.positions, topic, partition);
+    if (offset !== expected) this.#find(record, "", GapCause.OFFSET_JUMP, expected, offset);
+    this.#positions.set(place, offset + 1);
+  }
+
+  async #checkChain(record: SealedRecord, at: number): Promise<void> {
+    const producer = producerOf(record);
+    if (producer === "") return this.#find(record, "", GapCause.UNKNOWN_PRODUCER);
+    const chain = `${producer} ${record.topic}/${record.partition}`;
+    let head = this.#points.get(chain)?.head ?? this.#memory.heads.get(chain);
+    if (!head) {
+      head = await this.#parts.headBelow(chain, this.#first);
+      // Where the chain is known from before, its producer was looked for then.
+      if (!head && !(await this.#isKnown(producer, record.topic)))
+        this.#find(record, producer, GapCause.UNKNOWN_PRODUCER);
+    }
+    const { verdict, head: next } = checkLink(head, record);
+    if (next && next !== head) this.#points.set(chain, { at, head: next });
+    if (verdict.kind === "hole") this.#find(record, producer, GapCause.HOLE, verdict.expected, verdict.seen);
+    if (verdict.kind === "fork") this.#find(record, producer, GapCause.FORK, verdict.expected, verdict.seen);
+    if (verdict.kind === "unknown-producer") this.#find(record, producer, GapCause.UNKNOWN_PRODUCER);
+  }
+
+  async #isKnown(producer: string, topic: string): Promise<boolean> {
+    const { producers } = this.#memory;
     const key = `${producer} ${topic}`;
-    const known = producers.get(key) ?? (await parts.topicOfProducer(producer)) === topic;
+    const known = producers.get(key) ?? (await this.#parts.topicOfProducer(producer)) === topic;
     remember(producers, [[key, known]]);
     return known;
-  };
+  }
 
+  async #checkStream(record: SealedRecord): Promise<void> {
+    const place = streamPlace(record);
+    if (!place) return;
+    const { stream, sequence } = place;
+    const key = `${record.topic} ${stream}`;
+    const last = this.#sequences.get(key) ?? this.#memory.streams.get(key);
+    const follows = sequence === 1 || (last !== undefined && sequence <= last + 1);
+    if (!follows && !(await this.#parts.hasEvent(record.topic, stream, sequence - 1))) {
+      const expected = last === undefined ? sequence - 1 : last + 1;
+      this.#find(record, producerOf(record), GapCause.STREAM_GAP, expected, sequence);
+    }
+    this.#sequences.set(key, Math.max(sequence, last ?? 0));
+  }
+}
+
+export const openCompleteness = (parts: CompletenessParts) => {
+  const memory: Memory = { heads: new Map(), streams: new Map(), producers: new Map() };
   return {
     /** Checks a batch that follows `before`. May be called again for the same batch as long as `commit` was not. */
     async check(before: LedgerHead, batch: Batch): Promise<CheckedBatch> {
-      const findings = new Map<string, Finding>();
-      const points = new Map<string, { at: number; head: ChainHead }>();
-      const sequences = new Map<string, number>();
-      const positions = new Map<string, number>();
-      const found = (record: SealedRecord, producer: string, cause: GapCause, expected = 0, seen = 0) => {
-        const { topic, partition, offset } = record;
-        const key = `${producer || `${topic}/${partition}`} ${cause}`;
-        if (!findings.has(key)) findings.set(key, { producer, cause, topic, partition, offset, expected, seen });
-      };
-
-      const checkChain = async (record: SealedRecord, at: number): Promise<void> => {
-        const named = headerOf(record, producerHeader) ?? "";
-        const producer = producerForm.test(named) ? named : "";
-        if (producer === "") return found(record, "", GapCause.UNKNOWN_PRODUCER);
-        const chain = `${producer} ${record.topic}/${record.partition}`;
-        let head = points.get(chain)?.head ?? heads.get(chain);
-        if (!head) {
-          head = await parts.headBelow(chain, batch.doc.first);
-          if (!head && !(await isKnown(producer, record.topic))) found(record, producer, GapCause.UNKNOWN_PRODUCER);
-        }
-        const link = checkLink(head, record);
-        if (link.head && link.head !== head) points.set(chain, { at, head: link.head });
-        const { verdict } = link;
-        if (verdict.kind === "hole") found(record, producer, GapCause.HOLE, verdict.expected, verdict.seen);
-        if (verdict.kind === "fork") found(record, producer, GapCause.FORK, verdict.expected, verdict.seen);
-        if (verdict.kind === "unknown-producer") found(record, producer, GapCause.UNKNOWN_PRODUCER);
-      };
-
-      const checkStream = async (record: SealedRecord): Promise<void> => {
-        const place = streamPlace(record);
-        if (!place) return;
-        const { stream, sequence } = place;
-        const key = `${record.topic} ${stream}`;
-        const last = sequences.get(key) ?? streams.get(key);
-        const follows = sequence === 1 || (last !== undefined && sequence <= last + 1);
-        if (!follows && !(await parts.hasEvent(record.topic, stream, sequence - 1))) {
-          const named = headerOf(record, producerHeader) ?? "";
-          const producer = producerForm.test(named) ? named : "";
-          found(record, producer, GapCause.STREAM_GAP, last === undefined ? sequence - 1 : last + 1, sequence);
-        }
-        sequences.set(key, Math.max(sequence, last ?? 0));
-      };
-
-      const checkOffset = (record: SealedRecord): void => {
-        const place = `${record.topic}/${record.partition}`;
-        const expected = positions.get(place) ?? nextOffset(before.positions, record.topic, record.partition);
-        if (record.offset !== expected) found(record, "", GapCause.OFFSET_JUMP, expected, record.offset);
-        positions.set(place, record.offset + 1);
-      };
-
-      for (const [at, record] of batch.records.entries()) {
-        checkOffset(record);
-        if (record.oversize) found(record, "", GapCause.OVERSIZE);
-        else {
-          await checkChain(record, at);
-          await checkStream(record);
-        }
-      }
-      return {
-        findings: [...findings.values()],
-        heads: new Map([...points].map(([chain, { at, head }]) => [at, { chain, ...head }])),
-        commit() {
-          remember(
-            heads,
-            [...points].map(([chain, { head }]) => [chain, head]),
-          );
-          remember(streams, sequences);
-        },
-      };
+      const check = new BatchCheck(parts, memory, before, batch);
+      for (const [at, record] of batch.records.entries()) await check.add(record, at);
+      return check;
     },
   };
 };

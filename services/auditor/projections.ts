@@ -100,12 +100,12 @@ export const tokenOf = (record: SealedRecord, message: Message | undefined): str
 const filterable = (text: string | undefined) =>
   text !== undefined && text !== "" && text.length <= maxFilterLength && text.isWellFormed() ? text : undefined;
 
-const entryRow = (batch: Batch, at: number, record: SealedRecord, checked: CheckedBatch): EntryRow => {
+const entryRow = (batch: Batch, at: number, record: SealedRecord, heads: CheckedBatch["heads"]): EntryRow => {
   const type = filterable(headerOf(record, "ce_type"));
   const source = filterable(headerOf(record, "ce_source"));
   const tokenId = filterable(tokenOf(record, messageOf(record)));
   const timeMs = Date.parse(headerOf(record, "ce_time") ?? "");
-  const point = checked.heads.get(at);
+  const point = heads.get(at);
   return {
     _id: entryId(batch.doc.first + at),
     batch: batch.number,
@@ -187,16 +187,17 @@ export const openProjection = (parts: {
     async derive(before, batch) {
       const { doc, number, head } = batch;
       const checked = await completeness.check(before, batch);
+      const { findings, heads } = checked;
       const { events, rows } = keyRows(batch);
       const first = await insertKeys(rows);
       await insertEntries(
         batch.records.map((record, at) => {
-          const row = entryRow(batch, at, record, checked);
+          const row = entryRow(batch, at, record, heads);
           const key = events[at];
           return key === undefined || first.get(key) === doc.first + at ? row : { ...row, duplicate: true };
         }),
       );
-      await parts.report(checked.findings);
+      await parts.report(findings);
       const { size, root, checkpoint } = doc;
       const row: CheckpointRow = {
         _id: checkpointId(number),
@@ -216,7 +217,7 @@ export const openProjection = (parts: {
 };
 
 /** Reads subtree hashes for proofs: one row each, by exact id. */
-export const readNodes = (entries: Collection<EntryRow>) => (wanted: readonly NodeAddress[]) =>
+export const readNodes = (entries: Pick<Collection<EntryRow>, "get">) => (wanted: readonly NodeAddress[]) =>
   Promise.all(
     wanted.map(async ({ level, index }) => {
       const row = await entries.get(entryId((index + 1) * 2 ** level - 1));

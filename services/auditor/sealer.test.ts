@@ -1,3 +1,5 @@
+import { fromBinary } from "@bufbuild/protobuf";
+import { EvidenceGapFoundSchema, GapCause } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import type { DocumentStore } from "@curfew/document-store/port.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { type Fault, faultyStore, type StoreOperation } from "@curfew/simulation/faulty-store.ts";
@@ -7,8 +9,10 @@ import { batchId, maxBatchRecords } from "./domain.ts";
 import {
   assertOneTree,
   bound,
+  type MemoryWorld,
   openWorld,
   replayAll,
+  sendOn,
   startAuditor,
   tokenEvent,
   untilSealed,
@@ -31,12 +35,14 @@ const never = () => new Promise<undefined>(() => undefined);
 /** Two producers on two topics, one of them on all partitions. */
 const produce = async (world: World, count: number, from = 0): Promise<void> => {
   await Promise.all([
-    world.send(
+    sendOn(
+      world.bus,
       topicNames.tokens,
       "issuer/a",
       numbers(count, from).map((n) => tokenEvent(n, 1)),
     ),
-    world.send(
+    sendOn(
+      world.bus,
       topicNames.uses,
       "verifier/b",
       numbers(count, from).map((n) => use(n, n % 3)),
@@ -103,6 +109,18 @@ describe("sealing", () => {
     expect(after?.head.frontier.root()).toEqual(before.frontier.root());
   });
 
+  it("drops what the bus delivers again", async () => {
+    const world = await openWorld();
+    await produce(world, 20);
+    const twice = world.bus.seenBy(({ kind }) => (kind === "deliver" ? "unacknowledged" : undefined));
+    const auditor = await startAuditor(world, world.store, twice);
+    closers.push(() => auditor.close());
+    await untilSealed(world);
+    await produce(world, 5, 20);
+    await untilSealed(world);
+    await assertOneTree(world);
+  });
+
   it("stays one tree with two sequencers at once", async () => {
     const world = await openWorld();
     await start(world);
@@ -121,15 +139,25 @@ const counted = ({ kind, collection }: StoreOperation) => kind === "write" && de
 /** A record that nobody we know produced, so that a gap is found, recorded and sealed on the way. */
 const produceWithGap = async (world: World): Promise<void> => {
   await produce(world, 3);
-  await world.send(topicNames.revocations, "revocation/stranger", [use(1)]);
+  await sendOn(world.bus, topicNames.revocations, "revocation/stranger", [use(1)]);
   await world.epochs.delete("revocation/stranger/1");
 };
 
-const gapsOn = (world: World) => world.bus.records(topicNames.evidence).length;
+const gapsOn = (world: MemoryWorld) => world.bus.records(topicNames.evidence).length;
+
+/** The one gap there is, however often its record came out; nothing else was ever found. */
+const assertOneGap = (world: MemoryWorld) => {
+  const records = world.bus.records(topicNames.evidence);
+  expect(new Set(records.map(({ headers }) => headers.find(([name]) => name === "ce_id")?.[1])).size).toBe(1);
+  expect(fromBinary(EvidenceGapFoundSchema, records[0]?.value ?? new Uint8Array())).toMatchObject({
+    producer: "revocation/stranger/1",
+    cause: GapCause.UNKNOWN_PRODUCER,
+  });
+};
 
 describe("a sequencer killed at any of its writes", () => {
   /** Runs until the process "dies" at write `n`; false when there were fewer writes. */
-  const dieAt = async (world: World, n: number, fault: Fault): Promise<boolean> => {
+  const dieAt = async (world: MemoryWorld, n: number, fault: Fault): Promise<boolean> => {
     let writes = 0;
     let dead = false;
     const died = Promise.withResolvers<boolean>();
@@ -168,6 +196,7 @@ describe("a sequencer killed at any of its writes", () => {
         await vi.waitFor(() => expect(gapsOn(world)).toBeGreaterThanOrEqual(1), bound);
         await untilSealed(world);
         await assertOneTree(world);
+        assertOneGap(world);
         const after = await replayAll(world.store);
         for (const [i, batch] of before.batches.entries())
           expect(after.batches[i]?.doc.checkpoint).toBe(batch.doc.checkpoint);
@@ -192,6 +221,7 @@ describe("a sequencer killed at any of its writes", () => {
         await vi.waitFor(() => expect(gapsOn(world)).toBeGreaterThanOrEqual(1), bound);
         await untilSealed(world);
         await assertOneTree(world);
+        assertOneGap(world);
         total = Math.max(total, writes);
         await auditor.close();
       }
