@@ -84,31 +84,43 @@ const scripted = (
   close: () => store.close(),
 });
 
-/** A bus whose producers wait while the gate is shut; reading goes on. */
-const gated = (bus: Bus) => {
+const openGate = () => {
   let gate = Promise.withResolvers<void>();
   gate.resolve();
-  const wrapped: Bus = {
-    openProducer: async (options) => {
-      const producer = await bus.openProducer(options);
-      const send: typeof producer.send = async (records) => {
-        await gate.promise;
-        return await producer.send(records);
-      };
-      return { send, reachable: true, close: () => producer.close() };
-    },
-    subscribe: (options) => bus.subscribe(options),
-    ends: (topic) => bus.ends(topic),
-    ping: () => bus.ping(),
-    close: () => bus.close(),
-  };
   return {
-    bus: wrapped,
+    passed: () => gate.promise,
     shut: () => {
       gate = Promise.withResolvers();
     },
     open: () => gate.resolve(),
   };
+};
+
+/** A bus whose producers, and one whose deliveries, wait while their gate is shut; everything else goes on. */
+const gated = (bus: Bus) => {
+  const [sending, delivering] = [openGate(), openGate()];
+  const wrapped: Bus = {
+    openProducer: async (options) => {
+      const producer = await bus.openProducer(options);
+      const send: typeof producer.send = async (records) => {
+        await sending.passed();
+        return await producer.send(records);
+      };
+      return { send, reachable: true, close: () => producer.close() };
+    },
+    subscribe: (options) =>
+      bus.subscribe({
+        ...options,
+        onRecords: async (records) => {
+          await delivering.passed();
+          await options.onRecords(records);
+        },
+      }),
+    ends: (topic) => bus.ends(topic),
+    ping: () => bus.ping(),
+    close: () => bus.close(),
+  };
+  return { bus: wrapped, sending, delivering };
 };
 
 describe("the effective time", () => {
@@ -252,10 +264,12 @@ describe("the effective time", () => {
     const gate = gated((await suite.parts("revocation")).bus);
     const granting = Promise.withResolvers<void>();
     const asked = Promise.withResolvers<void>();
+    let scanned = Promise.withResolvers<void>();
     const one = await suite.start(shortLimits, { bus: gate.bus });
     const { store } = await suite.parts("revocation");
     const slow = scripted(store, {
       before: async (what) => {
+        if (what === "commits.find") scanned.resolve();
         if (what !== "watchers.insertMany") return;
         asked.resolve();
         await granting.promise;
@@ -266,7 +280,7 @@ describe("the effective time", () => {
     await watcher.ping();
     await asked.promise;
     // Committed at the other replica, and not published: this one cannot have heard of it.
-    gate.shut();
+    gate.sending.shut();
     const sam = await suite.as("person/sam", one);
     const tokenId = newTokenId();
     const { revokedAt } = await sam.revokeToken(revokeRequest(tokenId), { deadlineMs: 5_000 });
@@ -276,8 +290,10 @@ describe("the effective time", () => {
     expect(watcher.marks[0]?.lease).toBeDefined();
     expect(watcher.ended).toEqual([]);
     // The watcher may answer only with the mark of a ping it sends now.
+    scanned = Promise.withResolvers();
     await watcher.ping();
-    gate.open();
+    await scanned.promise;
+    gate.sending.open();
     await eventually(() => expect(watcher.marks).toHaveLength(2));
     expect(watcher.received.map((m) => m.$typeName.split(".").at(-1))).toEqual([
       "FreshnessMark",
@@ -309,7 +325,7 @@ describe("marks", () => {
     const service = await suite.start({ ...shortLimits, markTimeoutMs: 150 }, { bus: gate.bus });
     const sam = await suite.as("person/sam", service);
     const watcher = await leased(service, "v-1");
-    gate.shut();
+    gate.sending.shut();
     const tokenId = newTokenId();
     const revoking = sam.revokeToken(revokeRequest(tokenId));
     await watcher.endOf(tokenId);
@@ -317,11 +333,31 @@ describe("marks", () => {
     for (let i = 0; i < 3; i += 1) await watcher.ping();
     expect(await revoking).toMatchObject({ published: false });
     expect(watcher.marks).toHaveLength(before);
-    gate.open();
+    gate.sending.open();
     const mark = await eventually(() => watcher.mark());
     const offset = mark.positions.find(({ topic }) => topic === topicNames.revocations)?.offset;
     expect(offset).toBeGreaterThanOrEqual(1n);
     expect(suite.logged.join("")).toContain("no freshness mark");
+  });
+
+  it("wait for our own feed: what is on the topic and not pushed yet is not covered", async () => {
+    const gate = gated((await suite.parts("revocation")).bus);
+    const [one, behind] = [
+      await suite.start(),
+      await suite.start({ ...shortLimits, markTimeoutMs: 5_000 }, { bus: gate.bus }),
+    ];
+    const sam = await suite.as("person/sam", one);
+    const watcher = await leased(behind, "v-1");
+    gate.delivering.shut();
+    const tokenId = newTokenId();
+    expect(await sam.revokeToken(revokeRequest(tokenId))).toMatchObject({ published: true });
+    const before = watcher.received.length;
+    await watcher.ping();
+    const sentMs = systemClock.monotonicMs();
+    await eventually(() => expect(systemClock.monotonicMs() - sentMs).toBeGreaterThan(200));
+    gate.delivering.open();
+    await eventually(() => expect(watcher.received.length).toBe(before + 2));
+    expect(watcher.received.slice(before)).toMatchObject([{ tokenId }, { sequence: 2n }]);
   });
 
   it("stop while the bus or the store is away, and go on after", async () => {
