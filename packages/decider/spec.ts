@@ -9,6 +9,7 @@ export const specFor =
     for (const event of given) state = decider.evolve(state, event);
     return {
       when: (command: Command) => ({
+        // biome-ignore lint/suspicious/noThenProperty: the word of given / when / then; nobody awaits it
         then: (expected: readonly Event[]) => expect(decider.decide(state, command)).toEqual(expected),
         thenEvents: (check: (events: readonly Event[]) => void) => check(decider.decide(state, command)),
         thenRejected: (code: string) => {

@@ -126,6 +126,60 @@ describe("a lease", () => {
     expect([one.lease.held, working(one)]).toEqual([false, 0]);
   });
 
+  it("is contended for anew by the one that lost it, whose late renewal then changes nothing", async () => {
+    const { store, clock } = opened();
+    const late = Promise.withResolvers<undefined>();
+    let inserts = 0;
+    const one = await contend(store, clock, "one", {
+      plan({ method }) {
+        if (method !== "insert") return undefined;
+        inserts += 1;
+        if (inserts === 2) return late.promise; // the first renewal
+        return inserts === 4 ? "lost" : undefined; // the first renewal of the second tenure
+      },
+    });
+    await clock.advance(leaseTenureMs);
+    expect(one.tenures.map((t) => t.signal.aborted)).toEqual([true, false]);
+    late.resolve(undefined);
+    for (let step = 0; step < 500; step += 1) {
+      await clock.advance(10);
+      expect([one.lease.held, one.tenures.length]).toEqual([true, 2]);
+    }
+  });
+
+  it("is contended for anew although a call to the database never returns", async () => {
+    const { store, clock } = opened();
+    let inserts = 0;
+    const one = await contend(store, clock, "one", {
+      plan({ method }) {
+        if (method === "insert") inserts += 1;
+        return method === "insert" && inserts === 2 ? never() : undefined;
+      },
+    });
+    await clock.advance(10_000);
+    expect([one.lease.held, one.tenures.length]).toEqual([true, 2]);
+  });
+
+  it("is not taken by a contender whose insert comes so late that its number was pruned", async () => {
+    const { store, clock } = opened();
+    const one = await contend(store, clock, "one");
+    await clock.advance(0);
+    const late = Promise.withResolvers<undefined>();
+    const slow = await contend(store, clock, "slow", {
+      plan: ({ method }) => (method === "insert" ? late.promise : undefined),
+    });
+    await clock.advance(10_000);
+    // It sees the highest number stand still for a TTL, and its insert is on its way.
+    one.die();
+    await clock.advance(leaseTtlMs + leasePollMs);
+    const two = await contend(store, clock, "two");
+    await clock.advance(60_000);
+    expect(two.lease.held).toBe(true);
+    late.resolve(undefined);
+    await clock.advance(20_000);
+    expect([slow.tenures.length, two.lease.held, working(two)]).toEqual([0, true, 1]);
+  });
+
   it("closes in bounded time although the database never answers", async () => {
     const { store, clock } = opened();
     const one = await contend(store, clock, "one");

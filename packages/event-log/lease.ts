@@ -206,7 +206,7 @@ class ContendedLease implements Lease {
 
   async #isOurs(fence: number): Promise<boolean> {
     const row = await this.#parts.rows.getLatest(rowId(this.#parts.name, fence));
-    return row?.holder === this.#parts.holder && !row.released;
+    return row?.holder === this.#parts.holder;
   }
 
   #insert(fence: number, released: boolean): Promise<"inserted" | "exists"> {

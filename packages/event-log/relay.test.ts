@@ -89,6 +89,19 @@ describe("a relay", () => {
     expect(await flagged()).toBe(0);
   });
 
+  it("publishes what comes while a send is open with the next one, not with the next scan", async () => {
+    const gate = Promise.withResolvers<undefined>();
+    const one = await replica("one", {
+      busPlan: ({ kind, n }) => (kind === "send" && n === 1 ? gate.promise : undefined),
+    });
+    const first = one.relay.published(await append(one, 1));
+    await settle();
+    const later = [one.relay.published(await append(one, 2)), one.relay.published(await append(one, 1, "token/b"))];
+    gate.resolve(undefined);
+    expect(await Promise.all([first, ...later])).toEqual([0, 1, 2]);
+    expect(clock.monotonicMs()).toBe(0);
+  });
+
   it("keeps the order of a stream when woken out of order, or with a later commit only", async () => {
     const one = await replica("one");
     const docs: CommitDoc[] = [];
@@ -118,7 +131,12 @@ describe("a relay", () => {
     await idle.lease.close();
     for (const n of upTo(900)) await append(idle, n);
     let gets = 0;
+    let sends = 0;
     await replica("one", {
+      busPlan: ({ kind }) => {
+        if (kind === "send") sends += 1;
+        return undefined;
+      },
       storePlan: ({ method }) => {
         if (method === "get") gets += 1;
         return undefined;
@@ -127,6 +145,7 @@ describe("a relay", () => {
     await clock.advance(0);
     expect(sequences(bus.records(topic))).toEqual(upTo(900));
     expect(gets).toBeLessThan(10);
+    expect(sends).toBe(1);
   });
 
   it("wakes the holder for a commit of a replica that is not", async () => {
