@@ -23,10 +23,14 @@ export interface UseFact {
   readonly presenterThumbprint: string;
   readonly maxPeople: number;
   readonly maxRecords: number;
-  /** Parts reported; empty: not completed, so it counts with its declared maximum in `upper`. */
+  /** Parts reported so far. */
   readonly parts: readonly CompletedPart[];
+  /** All parts are in; until then what was declared and is not reported yet counts in `upper`. */
+  readonly complete: boolean;
   /** The answer was never given: there was no access. */
   readonly unanswered: boolean;
+  /** ce_ids of its facts. */
+  readonly eventIds: readonly string[];
 }
 
 export interface TokenGeneration {
@@ -47,6 +51,7 @@ export interface WindowInput {
   readonly effectiveRevocationMs: number | undefined;
   /** Largest clock offset that an instance reported, absolute. */
   readonly clockOffsetMs: number;
+  readonly nowMs: number;
 }
 
 export interface ExposureWindow {
@@ -67,7 +72,7 @@ export const exposureWindow = (input: WindowInput): ExposureWindow | undefined =
   const endsMs = Math.max(...generations.map((g) => g.endsAtMs));
   // A dead generation's leak revokes nothing: its window ends where the generation did.
   const toMs = Math.min(input.effectiveRevocationMs ?? Number.POSITIVE_INFINITY, endsMs);
-  const known = input.effectiveRevocationMs !== undefined || endsMs <= firstSightMs;
+  const known = input.effectiveRevocationMs !== undefined || endsMs <= input.nowMs;
   return {
     fromUpperMs: issuedMs,
     fromBestMs: Math.max(issuedMs, exposedMs),
@@ -95,8 +100,9 @@ export interface Radius {
   readonly slices: readonly RadiusSlice[];
   /** Allowed uses between `fromUpperMs` and `toMs`. */
   readonly uses: number;
+  /** Of them wholly reported. */
   readonly completedUses: number;
-  /** confidentiality (read), integrity (write), availability (delete). */
+  /** confidentiality (read), integrity (write), availability (delete): of uses after the exposure. */
   readonly kinds: readonly string[];
 }
 
@@ -114,34 +120,53 @@ const kindOf = { read: "confidentiality", write: "integrity", delete: "availabil
 const sumOf = (values: readonly (number | undefined)[]): number | undefined =>
   values.some((v) => v === undefined) ? undefined : (values as number[]).reduce((sum, v) => sum + v, 0);
 
-interface Judged {
+/** A use in the widest window. */
+export interface JudgedUse {
   readonly use: UseFact;
+  /** After the exposure. */
   readonly inBest: boolean;
   /** From a source or presenter not seen with this token before the exposure. */
   readonly stranger: boolean;
 }
 
-const countPeople = (uses: readonly Judged[], reach: readonly Reach[], declared: Declared): Count => {
-  const distinct = (chosen: readonly Judged[]) => {
-    const named = new Set(chosen.flatMap(({ use }) => use.parts.flatMap((part) => part.people)));
-    return chosen.reduce((sum, { use }) => sum + use.parts.reduce((s, part) => s + part.unnamedPeople, 0), named.size);
-  };
-  const open = uses.filter(({ use }) => use.parts.length === 0).reduce((sum, { use }) => sum + use.maxPeople, 0);
-  return {
-    lower: distinct(uses.filter((u) => u.inBest && u.stranger)),
-    best: distinct(uses.filter((u) => u.inBest)),
-    upper: sumOf([distinct(uses), open, ...reach.map((r) => declared("people", r.controller, r.dataCategory))]),
-  };
-};
+const sum = (values: readonly number[]): number => values.reduce((total, value) => total + value, 0);
 
-const countRecords = (uses: readonly Judged[], reach: readonly Reach[], declared: Declared): Count => {
-  const total = (chosen: readonly Judged[]) =>
-    chosen.reduce((sum, { use }) => sum + use.parts.reduce((s, part) => s + part.records, 0), 0);
-  const open = uses.filter(({ use }) => use.parts.length === 0).reduce((sum, { use }) => sum + use.maxRecords, 0);
+/** `reported`: of one use's parts; `distinct`: of several uses together. */
+const measures = {
+  people: {
+    reported: (use: UseFact) => sum(use.parts.map((part) => part.people.length + part.unnamedPeople)),
+    distinct: (uses: readonly UseFact[]) => {
+      const parts = uses.flatMap((use) => use.parts);
+      return new Set(parts.flatMap((part) => part.people)).size + sum(parts.map((part) => part.unnamedPeople));
+    },
+    declared: (use: UseFact) => use.maxPeople,
+  },
+  records: {
+    reported: (use: UseFact) => sum(use.parts.map((part) => part.records)),
+    distinct: (uses: readonly UseFact[]) => sum(uses.flatMap((use) => use.parts.map((part) => part.records))),
+    declared: (use: UseFact) => use.maxRecords,
+  },
+} as const;
+
+const count = (
+  what: "people" | "records",
+  judged: readonly JudgedUse[],
+  reach: readonly Reach[],
+  declared: Declared,
+): Count => {
+  const measure = measures[what];
+  const distinct = (chosen: readonly JudgedUse[]) => measure.distinct(chosen.map(({ use }) => use));
+  const outstanding = judged
+    .filter(({ use }) => !use.complete)
+    .map(({ use }) => Math.max(0, measure.declared(use) - measure.reported(use)));
   return {
-    lower: total(uses.filter((u) => u.inBest && u.stranger)),
-    best: total(uses.filter((u) => u.inBest)),
-    upper: sumOf([total(uses), open, ...reach.map((r) => declared("records", r.controller, r.dataCategory))]),
+    lower: distinct(judged.filter((u) => u.inBest && u.stranger)),
+    best: distinct(judged.filter((u) => u.inBest)),
+    upper: sumOf([
+      distinct(judged),
+      sum(outstanding),
+      ...reach.map((r) => declared(what, r.controller, r.dataCategory)),
+    ]),
   };
 };
 
@@ -157,74 +182,78 @@ const dimensions: Readonly<Record<RadiusSlice["dimension"], (use: UseFact) => re
 /** Values listed per dimension; the most touched ones first. */
 const maxSlices = 100;
 
+const reachOf = (dimension: RadiusSlice["dimension"], value: string, reach: readonly Reach[]): readonly Reach[] => {
+  if (dimension === "controller") return reach.filter((r) => r.controller === value);
+  return dimension === "data-category" ? reach.filter((r) => r.dataCategory === value) : reach;
+};
+
+/** What could be reached has its slice even where no use is known. */
+const reachable = (dimension: RadiusSlice["dimension"], reach: readonly Reach[]): string[] => {
+  if (dimension === "controller") return reach.map((r) => r.controller);
+  return dimension === "data-category" ? reach.map((r) => r.dataCategory) : [];
+};
+
 const sliceBy = (
   dimension: RadiusSlice["dimension"],
-  uses: readonly Judged[],
+  uses: readonly JudgedUse[],
   reach: readonly Reach[],
   declared: Declared,
-) => {
-  const valuesOf = dimensions[dimension];
-  const groups = new Map<string, Judged[]>();
+): RadiusSlice[] => {
+  const groups = new Map<string, JudgedUse[]>(reachable(dimension, reach).map((value) => [value, []]));
   for (const judged of uses)
-    for (const value of valuesOf(judged.use)) {
+    for (const value of new Set(dimensions[dimension](judged.use))) {
       const group = groups.get(value);
       if (group) group.push(judged);
       else groups.set(value, [judged]);
     }
   return [...groups]
     .map(([value, group]): RadiusSlice => {
-      const reached = reach.filter(
-        (r) =>
-          (dimension === "controller" && r.controller === value) ||
-          (dimension === "data-category" && r.dataCategory === value) ||
-          (dimension !== "controller" && dimension !== "data-category"),
-      );
+      const reached = reachOf(dimension, value, reach);
       return {
         dimension,
         value,
-        people: countPeople(group, reached, declared),
-        records: countRecords(group, reached, declared),
+        people: count("people", group, reached, declared),
+        records: count("records", group, reached, declared),
       };
     })
     .sort((a, b) => b.people.best - a.people.best || (a.value < b.value ? -1 : 1))
     .slice(0, maxSlices);
 };
 
-/** Folds the uses of one token. `uses` in any order, each use once; those outside the window or of other generations are left out. */
-export const blastRadius = (
+/** The uses that fall into the widest window, of the leaked generations (none named: all), each with what it shows. */
+export const judgeUses = (
   window: ExposureWindow,
   leaked: ReadonlySet<number>,
   uses: readonly UseFact[],
-  reach: readonly Reach[],
-  declared: Declared,
-): Radius => {
-  const of = uses.filter((use) => !use.unanswered);
-  const familiar = of.filter((use) => use.decidedAtMs < window.fromBestMs);
+): JudgedUse[] => {
+  const accesses = uses.filter((use) => !use.unanswered);
+  const familiar = accesses.filter((use) => use.decidedAtMs < window.fromBestMs);
   const addresses = new Set(familiar.map((use) => use.addressPseudonym));
   const presenters = new Set(familiar.map((use) => use.presenterThumbprint));
-  const judged = of
+  const toMs = window.toMs ?? Number.POSITIVE_INFINITY;
+  return accesses
     .filter((use) => leaked.size === 0 || leaked.has(use.generation))
-    .filter(
-      (use) => use.decidedAtMs >= window.fromUpperMs && (window.toMs === undefined || use.decidedAtMs <= window.toMs),
-    )
-    .map(
-      (use): Judged => ({
-        use,
-        inBest: use.decidedAtMs >= window.fromBestMs,
-        stranger:
-          (use.addressPseudonym !== "" && !addresses.has(use.addressPseudonym)) ||
-          (use.presenterThumbprint !== "" && !presenters.has(use.presenterThumbprint)),
-      }),
-    );
-  const touched = [...new Set(judged.map(({ use }) => use.action))];
+    .filter((use) => use.decidedAtMs >= window.fromUpperMs && use.decidedAtMs <= toMs)
+    .map((use) => ({
+      use,
+      inBest: use.decidedAtMs >= window.fromBestMs,
+      stranger:
+        (use.addressPseudonym !== "" && !addresses.has(use.addressPseudonym)) ||
+        (use.presenterThumbprint !== "" && !presenters.has(use.presenterThumbprint)),
+    }));
+};
+
+/** Folds judged uses, in any order, each once. */
+export const blastRadius = (judged: readonly JudgedUse[], reach: readonly Reach[], declared: Declared): Radius => {
+  const touched = new Set(judged.filter(({ inBest }) => inBest).map(({ use }) => use.action));
   return {
-    people: countPeople(judged, reach, declared),
-    records: countRecords(judged, reach, declared),
+    people: count("people", judged, reach, declared),
+    records: count("records", judged, reach, declared),
     slices: (Object.keys(dimensions) as RadiusSlice["dimension"][]).flatMap((d) => sliceBy(d, judged, reach, declared)),
     uses: judged.length,
-    completedUses: judged.filter(({ use }) => use.parts.length > 0).length,
+    completedUses: judged.filter(({ use }) => use.complete).length,
     kinds: (["read", "write", "delete"] as const)
-      .filter((action) => touched.includes(action))
+      .filter((action) => touched.has(action))
       .map((action) => kindOf[action]),
   };
 };
