@@ -19,7 +19,7 @@ import {
   record,
   sendUntil,
 } from "./bus-rig.ts";
-import { type FaultyLink, fetchKey, openFaultyLink, produceKey } from "./faulty-link.ts";
+import { type Fate, type FaultyLink, fetchKey, openFaultyLink, produceKey } from "./faulty-link.ts";
 
 const here = kafkaAvailable();
 if (!here.ok) console.warn(`skipped: ${here.why}`);
@@ -112,30 +112,46 @@ describe.skipIf(!here.ok)("the Kafka adapter under faults", { timeout: 120_000 }
     expect(producer.reachable).toBe(true);
   });
 
-  test("a consumer whose fetches are answered no more begins again by itself, without a gap or a repeat", async () => {
+  /** Empty answers to fetches are kept and given again: the consumer fetches, and gets no further. */
+  const neverMore = () => {
+    let empty: Buffer | undefined;
+    return (frame: Buffer): Fate => {
+      if (!empty || frame.length <= empty.length) empty = frame;
+      const again = Buffer.from(empty);
+      frame.copy(again, 4, 4, 8);
+      return again;
+    };
+  };
+  const stalls: [what: string, stall: () => (frame: Buffer) => Fate, recordsBefore: number][] = [
+    ["whose fetches are answered no more", () => () => "swallow", 0],
+    ["that fetches and gets no further", neverMore, 20],
+  ];
+  test.each(stalls)("a consumer %s begins again by itself, without a gap or a repeat", async (_, stall, before) => {
     await newTopic(1);
     const { bus } = await openBus(brokers, { clock: fasterClock(10) });
     const reader = await collect(bus, topic);
     const producer = await bus.openProducer({ topic, name: "tester/1" });
     await producer.send([record("first")]);
     await reader.count(1);
-    let stuck = 0;
-    let begun = false;
     const admin = await openAdmin(brokers);
     later(() => admin.disconnect());
     const groups = async () => (await admin.listGroups()).groups.filter((g) => g.groupId.startsWith("reader-")).length;
-    const before = await groups();
-    link.fate = (apiKey) => {
-      if (apiKey !== fetchKey || begun) return "pass";
+    const groupsBefore = await groups();
+    let stuck = 0;
+    let again = false;
+    const fate = stall();
+    link.fate = (apiKey, frame) => {
+      if (apiKey !== fetchKey || again) return "pass";
       stuck += 1;
-      return "swallow";
+      return fate(frame);
     };
     await vi.waitFor(() => expect(stuck).toBeGreaterThan(0), bound);
-    await producer.send(numbers(20).map((i) => record(`r${i}`)));
+    await producer.send(numbers(before).map((i) => record(`r${i}`)));
     // Only another consumer, in another group, can get further.
-    await vi.waitFor(async () => expect(await groups()).toBeGreaterThan(before), bound);
-    begun = true;
-    await reader.count(21);
+    await vi.waitFor(async () => expect(await groups()).toBeGreaterThan(groupsBefore), bound);
+    again = true;
+    await producer.send(numbers(20).map((i) => record(`s${i}`)));
+    await reader.count(1 + before + 20);
     assertWhole(reader.records);
     expect(reader.found.failure).toBeUndefined();
   });

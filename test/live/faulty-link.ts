@@ -1,8 +1,8 @@
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 
-/** What becomes of a response on its way to the client; "destroy" closes the connection instead. */
-export type Fate = "pass" | "swallow" | "destroy";
+/** What becomes of a response on its way to the client: "destroy" closes the connection instead, a frame takes its place. */
+export type Fate = "pass" | "swallow" | "destroy" | Buffer;
 
 export const produceKey = 0;
 export const fetchKey = 1;
@@ -44,6 +44,7 @@ export const openFaultyLink = async (): Promise<FaultyLink> => {
       requests.delete(frame.readInt32BE(4));
       if (fate === "pass") client.write(frame);
       else if (fate === "destroy") client.resetAndDestroy();
+      else if (fate !== "swallow") client.write(fate);
     });
   });
   server.listen(0, "127.0.0.1");
