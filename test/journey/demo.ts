@@ -28,12 +28,12 @@ const writeConfig = (dataDir: string, receivers: Receivers, caFile: string, webh
   );
   const paging = {
     paging: {
-      ca_file: caFile,
       allow: [receivers.webhookAddress],
       targets: [
         {
           name: "oncall-mail",
           channel: "smtp",
+          ca_file: caFile,
           host: "localhost",
           port: receivers.smtpPort,
           from: "curfew@acme.example",

@@ -1,5 +1,6 @@
-import { execFileSync, spawnSync } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { randomUUID } from "node:crypto";
+import { once } from "node:events";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -120,8 +121,8 @@ const serveRequest = async (
 
 const customer = (n: number) => `customer-${String(n).padStart(4, "0")}`;
 
-/** Commits the secret and "removes" it in a later commit, as people do. Answers when it was committed. */
-const leakIntoGit = (workDir: string, secret: string): { repository: string; committedAtMs: number } => {
+/** Commits the secret and "removes" it in a later commit, as people do. */
+const leakIntoGit = (workDir: string, secret: string): string => {
   const repository = join(workDir, "leak-repository");
   mkdirSync(repository, { recursive: true });
   const git = (...args: string[]) =>
@@ -133,35 +134,23 @@ const leakIntoGit = (workDir: string, secret: string): { repository: string; com
   writeFileSync(join(repository, "deploy.env"), `API_URL=https://invoices.acme.example\nAPI_TOKEN=${secret}\n`);
   git("add", ".");
   git("commit", "-qm", "Deploy settings");
-  const committedAtMs = Number(git("log", "-1", "--format=%ct").trim()) * 1_000;
   writeFileSync(join(repository, "deploy.env"), "API_URL=https://invoices.acme.example\n");
   git("commit", "-qam", "Remove token");
-  return { repository, committedAtMs };
+  return repository;
 };
 
-const scan = (dataDir: string, repository: string) => {
-  const args = [
-    "--disable-warning=ExperimentalWarning",
-    join(root, "packages/cli/main.ts"),
-    "scan",
-    "--report",
-    "--public",
-    "--data",
-    dataDir,
-    "--as",
-    "person/sam",
-    "-o",
-    "json",
-  ];
-  const run = spawnSync(process.execPath, [...args, repository], {
-    encoding: "utf8",
-    timeout: 60_000,
+/** `curfew scan --report`, as a process of its own; it must find a live secret. */
+const scan = async (dataDir: string, repository: string): Promise<void> => {
+  const cli = ["--disable-warning=ExperimentalWarning", join(root, "packages/cli/main.ts")];
+  const args = ["scan", "--report", "--public", "--data", dataDir, "--as", "person/sam", "-o", "json", repository];
+  const child = spawn(process.execPath, [...cli, ...args], { stdio: ["ignore", "ignore", "pipe"], timeout: 60_000 });
+  let complaint = "";
+  child.stderr.on("data", (chunk: Buffer) => {
+    complaint += chunk.toString("utf8");
   });
-  if (run.status !== 1)
-    throw new Error(
-      `curfew scan should have found a live secret (exit 1), and ended with ${run.status}: ${run.stderr}`,
-    );
-  return run.stdout;
+  const [code] = (await once(child, "close")) as [number | null];
+  if (code !== 1)
+    throw new Error(`curfew scan should have found a live secret (exit 1), and ended with ${code}: ${complaint}`);
 };
 
 const prove = async (cast: Cast, tokenId: string): Promise<{ size: number; root: string; events: number }> => {
@@ -237,10 +226,10 @@ const leak = async (
   sdks: { invoices: LocalVerifier; crm: LocalVerifier },
   tally: Tally,
 ) => {
-  const { repository, committedAtMs } = leakIntoGit(job.workDir, secret);
+  // A commit date has whole seconds, rounded down: what came before must be before it beyond doubt.
+  await sleep(1_000 - (Date.now() % 1_000));
+  const repository = leakIntoGit(job.workDir, secret);
   job.step("the secret was committed to a git repository, and removed in a later commit", repository);
-  // A commit date has whole seconds: what comes next is after it beyond doubt.
-  await sleep(Math.max(0, committedAtMs + 1_000 - Date.now()));
   for (let n = 0; n < 30; n += 1) {
     await serveRequest(sdks.invoices, "invoices", secret, { phase: "after", people: [customer(n)], records: 1 }, tally);
     const people = [customer(200 + 2 * n), customer(201 + 2 * n)];
@@ -309,7 +298,7 @@ export const runMainJob = async (job: MainJob): Promise<MainJobResult> => {
   const sdks = await useIt(job, secret, tally);
   const repository = await leak(job, secret, sdks, tally);
 
-  scan(job.dataDir, repository);
+  await scan(job.dataDir, repository);
   const revocation = cast.client(RevocationService, "revocation", "person/sam");
   const proof = await until("the effective time", async () => {
     const answer = await revocation.getRevocation({ tokenId });
