@@ -168,8 +168,8 @@ class Lane {
   }
 
   async #run(): Promise<void> {
-    // What is decided in the same turn goes out together.
-    await Promise.resolve();
+    // What is decided in the same turn of the event loop goes out together.
+    await new Promise((resolve) => setImmediate(resolve));
     for (let batch = this.#take(); batch.length > 0; batch = this.#take()) {
       this.#open = batch;
       try {

@@ -10,7 +10,7 @@ import { systemRandom } from "@curfew/runtime/random.ts";
 import { secretHash } from "@curfew/token-format/digest.ts";
 import { mintSecret } from "@curfew/token-format/secret.ts";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { issued, revoked, rotated, tokenIdOf } from "./testing/histories.ts";
+import { digestOf, issued, revoked, rotated, tokenIdOf } from "./testing/histories.ts";
 import { openVerifierSuite, useOf, type VerifierSuite } from "./testing/suite.ts";
 
 const hourMs = 3_600_000;
@@ -128,6 +128,18 @@ describe("an answer", () => {
       use: useOf({ presenterThumbprint: "mine" }),
     });
     expect(response.reason).toBe(Reason.OK);
+  });
+
+  it("finds a token whose digest was made with a pepper before the newest", async () => {
+    const secret = await give("a");
+    suite.keyring.rotatePepper();
+    const { key } = suite.keyring.rotatePepper();
+    const newest = suite.mint().secret;
+    await suite.publish(issued("b", { ...live(), digest: digestOf(key, newest) }));
+    const { port } = await ready();
+    const client = await suite.client(port);
+    expect((await client.verifyToken(ask(secret))).reason).toBe(Reason.OK);
+    expect((await client.verifyToken(ask(newest))).tokenId).toBe(tokenIdOf("b"));
   });
 
   it("may be cached only where the grant says so, and says what it rests on", async () => {

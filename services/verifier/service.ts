@@ -74,7 +74,9 @@ export const openVerifier = async (parts: VerifierParts): Promise<RunningService
         await server.close(graceMs);
         // `running` may wait for a feed that will never catch up; closing that ends nothing it still needs.
         for (const close of closers) await close();
-        await Promise.race([running, clock.sleep(graceMs)]);
+        const over = new AbortController();
+        await Promise.race([running, clock.sleep(graceMs, over.signal)]);
+        over.abort();
       })();
       return closed;
     },
