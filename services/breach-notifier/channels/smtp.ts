@@ -10,8 +10,8 @@ const failure = (error: unknown): Error => {
   const { code, responseCode } = error as { readonly code?: unknown; readonly responseCode?: unknown };
   const known = typeof code === "string" && /^[A-Z_]{1,40}$/.test(code) ? code : "the mail could not be handed over";
   const reason = typeof responseCode === "number" ? `${known} (${responseCode})` : known;
-  // RFC 5321, 4.2.1: 5yz is permanent.
-  const isPermanent = typeof responseCode === "number" && responseCode >= 500;
+  // RFC 5321, 4.2.1: 5yz is permanent. Where it answers STARTTLS the server may be mended.
+  const isPermanent = typeof responseCode === "number" && responseCode >= 500 && known !== "ETLS";
   return isPermanent ? new PageRefused(reason) : new ChannelFailed(reason);
 };
 
