@@ -237,6 +237,7 @@ export const readConfig = <const S extends Spec>(
 
 const freeze = <T>(value: T): T => {
   if (typeof value === "object" && value !== null && !Object.isFrozen(value)) {
+    if (ArrayBuffer.isView(value)) return value; // bytes cannot be frozen
     Object.freeze(value);
     for (const inner of Object.values(value)) freeze(inner);
   }
