@@ -3,20 +3,11 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { applyTopics } from "@curfew/event-log/topics.ts";
-import { openKeyring } from "@curfew/keyring/keyring.ts";
-import { systemClock } from "@curfew/runtime/clock.ts";
 import { lockDirectory } from "@curfew/runtime/exclusive.ts";
 import type { Log } from "@curfew/runtime/log.ts";
-import { systemRandom } from "@curfew/runtime/random.ts";
 import type { SuiteConfig } from "../embedded/suite-config.ts";
-import {
-  type Endpoints,
-  endpointsOf,
-  openIdentities,
-  removeEndpoints,
-  type ServiceName,
-  writeEndpoints,
-} from "../installation.ts";
+import { type Endpoints, endpointsOf, removeEndpoints, type ServiceName, writeEndpoints } from "../installation.ts";
+import { prepareInstallation, prepareServer } from "../prepare.ts";
 import { freePort, openServerProcess, type ServerProcess } from "./server-process.ts";
 import { type FerretServer, type KafkaServer, startFerret, startKafka } from "./servers.ts";
 
@@ -125,16 +116,10 @@ export const openLiveSuite = async (options: LiveOptions): Promise<LiveSuite> =>
     closers.push(() => lock.release());
     removeEndpoints(dataDir);
     closers.push(() => removeEndpoints(dataDir));
-    const identities = await openIdentities({ dir: dataDir, config, clock: systemClock, log });
+    const { identities, keysDir } = await prepareInstallation(dataDir, config);
     closers.push(() => identities.close());
     const { files } = identities;
-    const keysDir = join(dataDir, "keys");
-    openKeyring({ dir: keysDir, random: systemRandom, clock: systemClock });
-    const broker = await files.ensure("service/kafka", { validMs: 86_400_000, dnsNames: ["localhost"] });
-    const keystore = join(files.dir("service/kafka"), "keystore.pem");
-    writeFileSync(keystore, `${broker.keyPem}\n${broker.certPem}\n`, { mode: 0o600 });
-    for (const [name, text] of Object.entries(config.sections))
-      writeFileSync(join(dataDir, `${name}.yaml`), text, { mode: 0o600 });
+    const keystore = await prepareServer(files, "kafka", ["localhost"]);
     const logDir = join(dataDir, "logs");
     for (const dir of [logDir, join(dataDir, "kafka"), join(dataDir, "ferretdb")]) mkdirSync(dir, { recursive: true });
 
