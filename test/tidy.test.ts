@@ -13,7 +13,7 @@ const tracked = execFileSync("git", ["ls-files", "--cached", "--others", "--excl
   .filter((f) => f.endsWith(".ts") && !f.startsWith("packages/contracts/gen/"));
 const source = (file: string) => readFileSync(join(root, file), "utf8");
 const isTest = (file: string) =>
-  /\.test\.ts$|^test\/|contract\.ts$|spec\.ts$|test-|\/testing\/|\/examples\//.test(file);
+  /\.test\.ts$|^test\/|contract[a-z-]*\.ts$|spec\.ts$|test-|\/testing\/|\/examples\//.test(file);
 const product = tracked.filter((file) => !isTest(file));
 /** Comments and strings gone, lines kept: rules are about code. */
 const code = (file: string) =>
