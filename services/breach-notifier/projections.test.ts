@@ -1,0 +1,156 @@
+import { create, type Message } from "@bufbuild/protobuf";
+import { durationFromMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
+import { CaseOpenedSchema, SignalJoinedSchema } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
+import { EvidenceGapFoundSchema } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
+import {
+  LeakReportedSchema,
+  RevocationAcknowledgedSchema,
+  RevocationEffectiveSchema,
+  RevocationReason,
+  TokenRevokedSchema,
+} from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
+import {
+  TokenExpiredSchema,
+  TokenIssuedSchema,
+  TokenRotatedSchema,
+} from "@curfew/contracts/gen/curfew/events/v1/tokens_pb.ts";
+import type { ReadEvent } from "@curfew/event-log/envelope.ts";
+import { eventTypeOf } from "@curfew/event-log/event-types.ts";
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { Knowledge } from "./projections.ts";
+
+const tokenId = "tok_00000000-0000-8000-8000-000000000001";
+let offset = 0;
+const eventOf = (message: Message, timeMs: number, subject = tokenId, sequence = 1): ReadEvent => {
+  const { topic, type } = eventTypeOf(message);
+  offset += 1;
+  const record = {
+    topic,
+    partition: 0,
+    offset,
+    timestampMs: timeMs,
+    key: subject,
+    headers: [],
+    value: new Uint8Array(1),
+  };
+  return {
+    record,
+    id: `e${offset}`,
+    type,
+    source: "/test",
+    subject,
+    timeMs,
+    sequence,
+    traceparent: undefined,
+    message,
+  };
+};
+const issued = create(TokenIssuedSchema, {
+  tokenId,
+  grant: { dataCategories: ["contact"] },
+  generation: { number: 1, expiresAt: timestampFromMs(9_000) },
+  lineageExpiresAt: timestampFromMs(15_000),
+});
+const rotated = create(TokenRotatedSchema, {
+  tokenId,
+  generation: { number: 2, expiresAt: timestampFromMs(18_000) },
+  previousEndsAt: timestampFromMs(6_000),
+});
+const leaked = create(LeakReportedSchema, {
+  tokenId,
+  generation: 1,
+  requestKey: "a",
+  reportedAt: timestampFromMs(7_000),
+});
+const revokedByLeak = create(TokenRevokedSchema, { tokenId, reason: RevocationReason.LEAKED });
+const revokedByHand = create(TokenRevokedSchema, { tokenId, reason: RevocationReason.COMPROMISED, requestKey: "b" });
+const history = [
+  eventOf(issued, 1_000),
+  eventOf(rotated, 5_000),
+  eventOf(leaked, 7_000),
+  eventOf(revokedByLeak, 7_000),
+  eventOf(
+    create(RevocationEffectiveSchema, {
+      tokenId,
+      effectiveAt: timestampFromMs(7_500),
+      largestClockOffset: durationFromMs(-30),
+    }),
+    7_600,
+  ),
+  eventOf(create(RevocationAcknowledgedSchema, { instance: "i", clockOffset: durationFromMs(-120) }), 7_400),
+];
+const knowing = (events: readonly ReadEvent[]) => {
+  const knowledge = new Knowledge();
+  for (const event of events) knowledge.apply(event);
+  return knowledge;
+};
+
+describe("what the log says of a token", () => {
+  it("is when each generation was issued and ended, who saw it leak, and since when it is dead", () => {
+    const knowledge = knowing(history);
+    expect(knowledge.token(tokenId)).toMatchObject({
+      generations: [
+        { number: 1, issuedAtMs: 1_000, endsAtMs: 6_000 },
+        { number: 2, issuedAtMs: 5_000, endsAtMs: 15_000 },
+      ],
+      leaks: [{ generation: 1 }],
+      wholeTokenCompromised: false,
+      effective: { atMs: 7_500, clockOffsetMs: 30 },
+    });
+    expect(knowledge.largestClockOffsetMs).toBe(120);
+    const expired = knowing([
+      ...history,
+      eventOf(create(TokenExpiredSchema, { tokenId, expiredAt: timestampFromMs(14_000) }), 14_000),
+    ]);
+    expect(expired.token(tokenId)?.generations.map((g) => g.endsAtMs)).toEqual([6_000, 14_000]);
+  });
+
+  it("does not say which generation leaked where someone ended the token as compromised without a report", () => {
+    expect(knowing([...history, eventOf(revokedByHand, 8_000)]).token(tokenId)?.wholeTokenCompromised).toBe(true);
+  });
+
+  it("is the same in whatever order the topics were read, and read twice", () => {
+    const expected = knowing(history).token(tokenId);
+    const sorted = (facts: typeof expected) =>
+      facts && { ...facts, generations: [...facts.generations].sort((a, b) => a.number - b.number) };
+    fc.assert(
+      fc.property(fc.shuffledSubarray([...history, ...history], { minLength: 12, maxLength: 12 }), (events) => {
+        const knowledge = knowing(events);
+        expect(sorted(knowledge.token(tokenId))).toEqual(expected);
+        expect([...knowledge.signals]).toHaveLength(2);
+      }),
+    );
+  });
+});
+
+describe("signals", () => {
+  it("name the case they belong to: one per token, one per producer, one per place where no producer is named", () => {
+    const gap = (producer: string, partition: number) =>
+      eventOf(create(EvidenceGapFoundSchema, { producer, position: { topic: "curfew.uses.v1", partition } }), 1);
+    const cases = (events: readonly ReadEvent[]) => new Set([...knowing(events).signals].map(({ caseId }) => caseId));
+    expect(cases(history)).toEqual(new Set([`case/${tokenId}/1`]));
+    expect(cases([gap("verifier/a/1", 0), gap("verifier/a/1", 1)]).size).toBe(1);
+    expect(cases([gap("", 0), gap("", 1), gap("", 1)]).size).toBe(2);
+  });
+
+  it("keep the time to the millisecond and the place", () => {
+    const [known] = knowing([eventOf(leaked, 1_767_225_600_123)]).signals;
+    expect(known?.signal).toMatchObject({
+      at: { seconds: 1_767_225_600n, nanos: 123_000_000 },
+      position: { topic: "curfew.revocations.v1" },
+    });
+  });
+});
+
+describe("own cases", () => {
+  it("are folded in their order, each event once", () => {
+    const caseId = `case/${tokenId}/1`;
+    const signal = (id: string) => ({ eventId: id, at: timestampFromMs(1) });
+    const opened = eventOf(create(CaseOpenedSchema, { caseId, tokenId, signal: signal("a") }), 1, caseId, 1);
+    const joined = eventOf(create(SignalJoinedSchema, { caseId, signal: signal("b") }), 2, caseId, 2);
+    const [found] = knowing([opened, joined, opened, joined]).cases();
+    expect(found?.state.signals.map((s) => s.eventId)).toEqual(["a", "b"]);
+    expect(found?.offset).toBe(opened.record.offset);
+  });
+});
