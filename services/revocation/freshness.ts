@@ -32,6 +32,34 @@ interface Asked {
 
 const warnEveryMs = 10_000;
 
+/** Rejects, and aborts `work`, when it takes longer. */
+const within = async <T>(ms: number, clock: Clock, work: (signal: AbortSignal) => Promise<T>): Promise<T> => {
+  const over = new AbortController();
+  const done = new AbortController();
+  const working = work(over.signal);
+  working.catch(() => undefined);
+  const late = clock.sleep(ms, done.signal).then(() => {
+    over.abort();
+    throw new Error(`no mark within ${ms} ms`);
+  });
+  late.catch(() => undefined);
+  try {
+    return await Promise.race([working, late]);
+  } finally {
+    done.abort();
+  }
+};
+
+const answer = ({ session, ping }: Asked, positions: Position[], leaseMs: number | undefined): void => {
+  const value = {
+    sequence: ping.sequence,
+    positions,
+    clockOffset: durationFromMs(Math.round(session.clockOffsetMs)),
+    ...(leaseMs !== undefined && { lease: durationFromMs(leaseMs) }),
+  };
+  session.send(create(WatchRevocationsResponseSchema, { kind: { case: "mark", value } }));
+};
+
 export const openFreshness = (parts: {
   readonly sessions: () => Iterable<WatchSession>;
   readonly relay: Relay;
@@ -71,22 +99,7 @@ export const openFreshness = (parts: {
     return positions;
   };
 
-  const withinLimit = async <T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> => {
-    const over = new AbortController();
-    const done = new AbortController();
-    const working = work(over.signal);
-    working.catch(() => undefined);
-    const late = clock.sleep(limits.markTimeoutMs, done.signal).then(() => {
-      over.abort();
-      throw new Error(`no mark within ${limits.markTimeoutMs} ms`);
-    });
-    late.catch(() => undefined);
-    try {
-      return await Promise.race([working, late]);
-    } finally {
-      done.abort();
-    }
-  };
+  const withinLimit = <T>(work: (signal: AbortSignal) => Promise<T>) => within(limits.markTimeoutMs, clock, work);
 
   const isDue = ({ session }: Asked) =>
     session.grantedMs === undefined || clock.monotonicMs() - session.grantedMs >= limits.renewAfterMs;
@@ -100,16 +113,6 @@ export const openFreshness = (parts: {
     return new Set(granted);
   };
 
-  const answer = ({ session, ping }: Asked, positions: Position[], leased: boolean) => {
-    const value = {
-      sequence: ping.sequence,
-      positions,
-      clockOffset: durationFromMs(Math.round(session.clockOffsetMs)),
-      ...(leased && { lease: durationFromMs(limits.leaseMs) }),
-    };
-    session.send(create(WatchRevocationsResponseSchema, { kind: { case: "mark", value } }));
-  };
-
   const round = async (asked: readonly Asked[]) => {
     const leaving = asked.filter(({ session }) => session.goodbye);
     // Says when the instance stopped answering, whether or not there can be a mark.
@@ -118,7 +121,7 @@ export const openFreshness = (parts: {
     if (staying.length === 0) return;
     const positions = await withinLimit(covered);
     const leased = await withinLimit(() => renew(staying.filter(isDue)));
-    for (const each of staying) answer(each, positions, leased.has(each.session));
+    for (const each of staying) answer(each, positions, leased.has(each.session) ? limits.leaseMs : undefined);
   };
 
   const serve = async (asked: readonly Asked[]) => {
