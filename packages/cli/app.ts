@@ -7,15 +7,26 @@ import { revoke } from "./commands/revoke.ts";
 import { scan } from "./commands/scan.ts";
 import { token } from "./commands/token.ts";
 import { verifyToken } from "./commands/verify-token.ts";
-import { failureOf } from "./exit.ts";
+import { completion } from "./completion.ts";
+import { exitCodesText, failureOf } from "./exit.ts";
 
 const routes = buildRouteMap({
   docs: {
     brief: "Curfew: short-lived API tokens, ended everywhere when they leak, with evidence",
-    fullDescription:
-      "Exit codes: 0 done; 1 the answer is no (a live secret was found, a token is not good, a proof does not hold); 2 wrong usage; 3 refused by the service; 4 the service cannot be reached; 5 a fault of ours. No secret is ever printed.",
+    fullDescription: `${exitCodesText}\n\nSecrets are never printed. Data goes to standard output, words to standard error; nothing is coloured.`,
   },
-  routes: { token, "verify-token": verifyToken, revoke, scan, identity, policy, case: caseRoutes, ack, audit },
+  routes: {
+    token,
+    "verify-token": verifyToken,
+    revoke,
+    scan,
+    identity,
+    policy,
+    case: caseRoutes,
+    ack,
+    audit,
+    completion,
+  },
 });
 
 const describe = (error: unknown) => `curfew: ${failureOf(error).text}`;

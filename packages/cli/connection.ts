@@ -1,3 +1,4 @@
+import { X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import type { DescService } from "@bufbuild/protobuf";
@@ -22,14 +23,33 @@ interface Endpoints {
 
 const readEndpoints = (dataDir: string): Endpoints => {
   const file = join(dataDir, "endpoints.json");
+  let text: string;
   try {
-    return JSON.parse(readFileSync(file, "utf8")) as Endpoints;
+    text = readFileSync(file, "utf8");
   } catch {
     throw new CommandFailed(
       exitCode.unavailable,
       `no suite runs on ${dataDir} (${file} cannot be read): start it with npm start, or name its data directory with --data`,
     );
   }
+  try {
+    const { trustDomain, ca, services } = JSON.parse(text);
+    const strings = [trustDomain, ca, ...Object.values(services)];
+    if (strings.every((each) => typeof each === "string")) return { trustDomain, ca, services };
+  } catch (error) {
+    throw new CommandFailed(exitCode.usage, `${file} is damaged: ${(error as Error).message}`);
+  }
+  throw new CommandFailed(exitCode.usage, `${file} is damaged: trustDomain, ca and services are needed`);
+};
+
+/** A certificate that has ended would only be refused in the handshake, without a reason. */
+const assertCurrent = (certPem: string, path: string) => {
+  const { validTo } = new X509Certificate(certPem);
+  if (Date.parse(validTo) <= Date.now())
+    throw new CommandFailed(
+      exitCode.usage,
+      `the certificate of ${path} ended at ${new Date(validTo).toISOString()}: curfew identity create --renew ${path}`,
+    );
 };
 
 /** A connection to the suite as one identity; one per command. */
@@ -47,7 +67,9 @@ export const connect = (flags: ConnectionFlags) => {
       );
     }
   };
-  const identity = createIdentitySource({ certPem: read("cert.pem"), keyPem: read("key.pem") });
+  const certPem = read("cert.pem");
+  assertCurrent(certPem, flags.as);
+  const identity = createIdentitySource({ certPem, keyPem: read("key.pem") });
   const caPem = readFileSync(endpoints.ca, "utf8");
   const closers: (() => void)[] = [];
   const address = (service: string) => {

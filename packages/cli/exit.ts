@@ -1,11 +1,11 @@
 import { RemoteError } from "@curfew/rpc/errors.ts";
 
-/** Exit codes, as documented in `curfew --help` and packages/cli/README.md. */
+/** Exit codes, as documented in `curfew --help` and README.md. */
 export const exitCode = {
   ok: 0,
-  /** The answer is the one a script asks about: a live secret was found, a token is not good. */
+  /** The answer is the one a script asks about: a live secret was found, a token is not good, a proof does not hold. */
   no: 1,
-  /** The command line, a file it names or the configuration is wrong; nothing was done. */
+  /** The command line, or a file that it names, is wrong, or part of what was to be searched could not be read. */
   usage: 2,
   /** The service refused: not allowed, not found, not in this state. */
   refused: 3,
@@ -15,7 +15,15 @@ export const exitCode = {
   internal: 5,
 } as const;
 
-/** Ends the command with a code and a message for people; a message may name no secret. */
+export const exitCodesText = `Exit codes:
+  0  done
+  1  the answer is no: a live secret was found, a token is not good, a proof does not hold
+  2  the command line or a file that it names is wrong, or part of what was to be searched could not be read
+  3  the service refused: not allowed, not found, not in this state
+  4  the service cannot be reached or cannot answer now: try again
+  5  a fault of ours`;
+
+/** Ends the command with a code and a message for people. */
 export class CommandFailed extends Error {
   override name = "CommandFailed";
   readonly code: number;
@@ -25,7 +33,14 @@ export class CommandFailed extends Error {
   }
 }
 
-const unavailable = new Set(["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED"]);
+const unavailable = new Set(["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "CANCELLED"]);
+const faults = new Set(["INTERNAL", "UNKNOWN", "DATA_LOSS"]);
+const files = new Set(["EACCES", "EEXIST", "EISDIR", "ENAMETOOLONG", "ENOENT", "ENOSPC", "ENOTDIR", "EPERM", "EROFS"]);
+
+const codeOfStatus = (status: string): number => {
+  if (unavailable.has(status)) return exitCode.unavailable;
+  return faults.has(status) ? exitCode.internal : exitCode.refused;
+};
 
 /** Code and text for whatever a command threw. */
 export const failureOf = (error: unknown): { code: number; text: string } => {
@@ -33,8 +48,9 @@ export const failureOf = (error: unknown): { code: number; text: string } => {
   if (error instanceof RemoteError) {
     const { status, reason, message, fieldViolations = [] } = error.failure;
     const fields = fieldViolations.map((v) => `\n  ${v.field}: ${v.description}`).join("");
-    const code = unavailable.has(status) ? exitCode.unavailable : exitCode.refused;
-    return { code, text: `${status}${reason ? ` (${reason})` : ""}: ${message}${fields}` };
+    return { code: codeOfStatus(status), text: `${status}${reason ? ` (${reason})` : ""}: ${message}${fields}` };
   }
-  return { code: exitCode.internal, text: error instanceof Error ? error.message : String(error) };
+  const text = error instanceof Error ? error.message : String(error);
+  const { code } = (error ?? {}) as { code?: unknown };
+  return { code: typeof code === "string" && files.has(code) ? exitCode.usage : exitCode.internal, text };
 };

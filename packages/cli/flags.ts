@@ -1,19 +1,18 @@
-import { CommandFailed, exitCode } from "./exit.ts";
-
 /** Flags that several commands share. */
 export const dataFlag = {
   data: {
     kind: "parsed",
     parse: String,
     brief: "data directory of the suite (CURFEW_DATA_DIR)",
-    default: process.env.CURFEW_DATA_DIR ?? ".curfew",
+    default: process.env.CURFEW_DATA_DIR || ".curfew",
     placeholder: "DIR",
   },
 } as const;
 
-const identityPath = (text: string): string => {
+/** A path of an identity: person/<pseudonym> or workload/<name>. */
+export const parseIdentity = (text: string): string => {
   if (!/^(person|workload)\/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/.test(text))
-    throw new Error("an identity is person/<name> or workload/<name>");
+    throw new Error("an identity is person/<pseudonym> or workload/<name>");
   return text;
 };
 
@@ -21,9 +20,9 @@ export const connectionFlags = {
   ...dataFlag,
   as: {
     kind: "parsed",
-    parse: identityPath,
+    parse: parseIdentity,
     brief: "identity to speak as, e.g. person/sam (CURFEW_AS)",
-    ...(process.env.CURFEW_AS !== undefined && { default: process.env.CURFEW_AS }),
+    ...(process.env.CURFEW_AS && { default: process.env.CURFEW_AS }),
     placeholder: "IDENTITY",
   },
 } as const;
@@ -43,15 +42,21 @@ export const parseDurationMs = (text: string): number => {
   return Number(m[1]) * (unitMs[m[2] as string] as number);
 };
 
+/** RFC 3339 with its offset: a moment, whatever the reader's time zone. */
 export const parseTime = (text: string): Date => {
   const ms = Date.parse(text);
-  if (!/(Z|[+-]\d\d:\d\d)$/.test(text) || Number.isNaN(ms))
+  if (!/^\d{4}-\d\d-\d\dT.*(Z|[+-]\d\d:\d\d)$/.test(text) || Number.isNaN(ms))
     throw new Error("a time with its offset is needed, e.g. 2026-11-24T13:00:00Z");
   return new Date(ms);
 };
 
-/** The one positional argument that a command needs. */
-export const needed = (value: string | undefined, what: string): string => {
-  if (!value) throw new CommandFailed(exitCode.usage, `${what} is missing`);
-  return value;
+export const parseCount = (text: string): number => {
+  if (!/^\d{1,9}$/.test(text)) throw new Error("a whole number is needed");
+  return Number(text);
+};
+
+export const parseLimit = (text: string): number => {
+  const limit = parseCount(text);
+  if (limit < 1) throw new Error("at least 1 is needed");
+  return limit;
 };

@@ -1,15 +1,26 @@
 #!/usr/bin/env node
 import { run } from "@stricli/core";
 import { app } from "./app.ts";
+import { completionsOf } from "./completion.ts";
 import { exitCode } from "./exit.ts";
+import { standardError, standardOutput } from "./output.ts";
 
-const { argv, stdout, stderr, env } = process;
+for (const stream of [process.stdout, process.stderr])
+  stream.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") throw error; // the reader, `head` for example, has seen enough: the exit code still counts
+  });
+// No `getColorDepth`: nothing is coloured, so there is nothing for NO_COLOR to switch off.
 const context: {
-  process: { stdout: typeof stdout; stderr: typeof stderr; env: typeof env; exitCode?: number | string };
-} = {
-  process: { stdout, stderr, env },
-};
-await run(app, argv.slice(2), context);
-// The parser's own codes, for a command line that it does not understand, are negative or above 250.
+  process: {
+    stdout: typeof standardOutput;
+    stderr: typeof standardError;
+    env: NodeJS.ProcessEnv;
+    exitCode?: number | string;
+  };
+} = { process: { stdout: standardOutput, stderr: standardError, env: process.env } };
+const words = process.argv.slice(2);
+if (words[0] === "__complete") standardOutput.write(await completionsOf(app, words.slice(1), context));
+else await run(app, words, context);
+// The parser's own codes are negative: -4 and below for a command line that it does not understand, the others for our faults.
 const code = Number(context.process.exitCode ?? exitCode.ok);
-process.exitCode = code < 0 || code > 250 ? exitCode.usage : code;
+process.exitCode = code >= 0 ? code : code <= -4 && code > -10 ? exitCode.usage : exitCode.internal;

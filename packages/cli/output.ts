@@ -1,53 +1,73 @@
+import { maskSecrets } from "@curfew/runtime/log.ts";
 import Table from "cli-table3";
 
 export type Format = "table" | "json";
 
-/** Prints rows to standard output: one JSON array, or a table without colours (they would only help a terminal, and it is the data that counts). */
+/** Control characters but for the line feed, and those that turn text around or hide it: they would steer the reader's terminal. */
+const steering = /[^\P{C}\n]|[\u2028\u2029]/gu;
+const escapeUnits = (text: string) =>
+  Array.from({ length: text.length }, (_, i) => `\\u${text.charCodeAt(i).toString(16).padStart(4, "0")}`).join("");
+
+/**
+ * The one form in which text leaves the command, whatever a service, a file name or a command line held: should a secret ever be in it,
+ * it is masked; what steers a terminal is escaped as in JSON, so that JSON stays JSON and loses nothing.
+ */
+export const printable = (text: string): string => maskSecrets(text).replace(steering, escapeUnits);
+
+export const standardOutput = { write: (text: string) => void process.stdout.write(printable(text)) };
+export const standardError = { write: (text: string) => void process.stderr.write(printable(text)) };
+
+const printJson = (value: unknown) => standardOutput.write(`${JSON.stringify(value, null, 2)}\n`);
+
+const cell = (value: unknown): string =>
+  printable(typeof value === "string" ? value : value === undefined ? "" : JSON.stringify(value)).replaceAll(
+    "\n",
+    "\\n",
+  );
+
+const sides = ["top", "bottom", "left", "right", "mid"];
+const frame = ["top-mid", "top-left", "top-right", "bottom-mid", "bottom-left", "bottom-right", "left-mid", "mid-mid"];
+const noFrame = Object.fromEntries([...sides, ...frame, "right-mid"].map((name) => [name, ""]));
+
+/** Prints rows to standard output: one JSON array, or a table without frame and colours. */
 export const printRows = (
   format: Format,
   rows: readonly Readonly<Record<string, unknown>>[],
   columns: readonly string[],
 ) => {
-  if (format === "json") {
-    process.stdout.write(`${JSON.stringify(rows, null, 2)}\n`);
-    return;
-  }
-  const plain = {
-    top: "",
-    "top-mid": "",
-    "top-left": "",
-    "top-right": "",
-    bottom: "",
-    "bottom-mid": "",
-    "bottom-left": "",
-    "bottom-right": "",
-    left: "",
-    "left-mid": "",
-    mid: "",
-    "mid-mid": "",
-    right: "",
-    "right-mid": "",
-    middle: "  ",
-  };
+  if (format === "json") return printJson(rows);
   const table = new Table({
     head: columns.map((c) => c.toUpperCase()),
-    chars: plain,
+    chars: { ...noFrame, middle: "  " },
     style: { head: [], border: [], "padding-left": 0, "padding-right": 0 },
   });
   for (const row of rows) table.push(columns.map((column) => cell(row[column])));
-  process.stdout.write(`${table.toString()}\n`);
+  standardOutput.write(`${table.toString()}\n`);
 };
 
 /** Prints one thing: JSON, or a line a field. */
 export const printOne = (format: Format, row: Readonly<Record<string, unknown>>) => {
-  if (format === "json") process.stdout.write(`${JSON.stringify(row, null, 2)}\n`);
-  else
-    for (const [name, value] of Object.entries(row)) process.stdout.write(`${`${name}:`.padEnd(20)} ${cell(value)}\n`);
+  if (format === "json") return printJson(row);
+  for (const [name, value] of Object.entries(row)) standardOutput.write(`${`${name}:`.padEnd(20)} ${cell(value)}\n`);
 };
 
-/** A terminal must not be steered by what a log holds. */
-const cell = (value: unknown): string =>
-  (typeof value === "string" ? value : value === undefined ? "" : JSON.stringify(value)).replace(/\p{Cc}/gu, " ");
-
 /** For people, on standard error, so that standard output stays data. */
-export const say = (line: string) => process.stderr.write(`${line}\n`);
+export const say = (line: string) => standardError.write(`${line}\n`);
+
+/** Counts on long work, on a terminal only; `clear` leaves the line empty. */
+export const openProgress = () => {
+  const counts = new Map<string, number>();
+  let shown = 0;
+  return {
+    count(what: string) {
+      if (!process.stderr.isTTY) return;
+      counts.set(what, (counts.get(what) ?? 0) + 1);
+      shown += 1;
+      if (shown % 500 === 0)
+        process.stderr.write(`\r${[...counts].map(([name, n]) => `${n} ${name}`).join(", ")}\x1b[K`);
+    },
+    clear() {
+      if (shown >= 500) process.stderr.write("\r\x1b[K");
+    },
+  };
+};

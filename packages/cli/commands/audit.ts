@@ -1,5 +1,11 @@
+import { fromBinary } from "@bufbuild/protobuf";
 import { timestampDate, timestampFromDate } from "@bufbuild/protobuf/wkt";
-import { AuditorService, type SealedEvent } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
+import {
+  AuditorService,
+  type GetEventResponse,
+  type SealedEvent,
+} from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
+import { LedgerEntrySchema } from "@curfew/contracts/gen/curfew/ledger/v1/entry_pb.ts";
 import { openCheckpoint } from "@curfew/ledger/checkpoint.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
 import { parseVerifierKey } from "@curfew/ledger/note-key.ts";
@@ -7,8 +13,8 @@ import { verifyInclusion } from "@curfew/ledger/proof.ts";
 import { buildCommand, buildRouteMap } from "@stricli/core";
 import { type ConnectionFlags, onConnection } from "../connection.ts";
 import { CommandFailed, exitCode } from "../exit.ts";
-import { connectionFlags, outputAlias, outputFlag, parseTime } from "../flags.ts";
-import { type Format, printOne, printRows } from "../output.ts";
+import { connectionFlags, outputAlias, outputFlag, parseLimit, parseTime } from "../flags.ts";
+import { type Format, printOne, printRows, standardOutput } from "../output.ts";
 
 interface AuditFlags extends ConnectionFlags {
   readonly output: Format;
@@ -38,7 +44,7 @@ const list = buildCommand({
       },
       from: { kind: "parsed", parse: parseTime, brief: "only at or after", optional: true, placeholder: "TIME" },
       to: { kind: "parsed", parse: parseTime, brief: "only before", optional: true, placeholder: "TIME" },
-      limit: { kind: "parsed", parse: Number, brief: "at most so many", default: "100", placeholder: "N" },
+      limit: { kind: "parsed", parse: parseLimit, brief: "at most so many", default: "100", placeholder: "N" },
     },
     aliases: outputAlias,
   },
@@ -63,6 +69,21 @@ const list = buildCommand({
     }),
 });
 
+/** Size of the signed tree that holds the event: its leaf is this event's record, and the proof leads to the checkpoint. Undefined: not so. */
+const provenTreeSize = (answer: GetEventResponse, verifierKey: string): number | undefined => {
+  try {
+    const { size, root } = openCheckpoint(answer.checkpoint, parseVerifierKey(verifierKey));
+    const { headers } = fromBinary(LedgerEntrySchema, answer.leaf);
+    const isThisEvent = headers.some(({ name, value }) => name === "ce_id" && value === answer.event?.eventId);
+    const index = Number(answer.event?.index ?? -1);
+    return isThisEvent && verifyInclusion(index, size, leafHash(answer.leaf), answer.inclusionProof, root)
+      ? size
+      : undefined;
+  } catch {
+    return undefined; // a signature or a leaf that is none proves nothing
+  }
+};
+
 const show = buildCommand({
   docs: { brief: "Show an event and check its inclusion proof. Exit 1: the proof does not hold" },
   parameters: {
@@ -80,22 +101,14 @@ const show = buildCommand({
         which: /^\d{1,15}$/.test(which) ? { case: "index", value: BigInt(which) } : { case: "eventId", value: which },
       });
       const { verifierKey } = await auditor.getCheckpoint({});
-      const checkpoint = openCheckpoint(answer.checkpoint, parseVerifierKey(verifierKey));
-      const index = Number(answer.event?.index ?? -1);
-      const holds = verifyInclusion(
-        index,
-        checkpoint.size,
-        leafHash(answer.leaf),
-        answer.inclusionProof,
-        checkpoint.root,
-      );
       if (!answer.event) throw new Error("the auditor answered without an event");
+      const treeSize = provenTreeSize(answer, verifierKey);
       printOne(flags.output, {
         ...rowOf(answer.event),
         body: JSON.parse(answer.event.json),
-        proof: holds ? `holds in the signed tree of ${checkpoint.size} entries` : "DOES NOT HOLD",
+        proof: treeSize === undefined ? "DOES NOT HOLD" : `holds in the signed tree of ${treeSize} entries`,
       });
-      if (!holds) throw new CommandFailed(exitCode.no, "the inclusion proof does not hold");
+      if (treeSize === undefined) throw new CommandFailed(exitCode.no, "the inclusion proof does not hold");
     }),
 });
 
@@ -107,7 +120,7 @@ const checkpoint = buildCommand({
       const answer = await connection.service(AuditorService, "auditor").getCheckpoint({});
       if (flags.output === "json")
         printOne("json", { checkpoint: answer.checkpoint, size: Number(answer.size), verifierKey: answer.verifierKey });
-      else process.stdout.write(answer.checkpoint);
+      else standardOutput.write(answer.checkpoint);
     }),
 });
 

@@ -4,9 +4,8 @@ import { BreachService, type Case, CaseState, type Range } from "@curfew/contrac
 import { buildCommand, buildRouteMap } from "@stricli/core";
 import { type ConnectionFlags, onConnection } from "../connection.ts";
 import { enumName } from "../enum-name.ts";
-import { CommandFailed, exitCode } from "../exit.ts";
 import { connectionFlags, outputAlias, outputFlag, parseTime } from "../flags.ts";
-import { type Format, printOne, printRows } from "../output.ts";
+import { type Format, printOne, printRows, standardOutput } from "../output.ts";
 
 interface CaseFlags extends ConnectionFlags {
   readonly output: Format;
@@ -31,7 +30,14 @@ const list = buildCommand({
   parameters: { flags: { ...connectionFlags, ...outputFlag }, aliases: outputAlias },
   func: (flags: CaseFlags) =>
     onConnection(flags, async (connection) => {
-      const { cases } = await connection.service(BreachService, "breach-notifier").listCases({ pageSize: 1_000 });
+      const breach = connection.service(BreachService, "breach-notifier");
+      const cases: Case[] = [];
+      let pageToken = "";
+      do {
+        const page = await breach.listCases({ pageSize: 1_000, pageToken });
+        cases.push(...page.cases);
+        pageToken = page.nextPageToken;
+      } while (pageToken);
       printRows(flags.output, cases.map(rowOf), ["case", "state", "firstSignal", "fileBefore", "people", "records"]);
     }),
 });
@@ -115,7 +121,7 @@ const draft = buildCommand({
       const answer = await connection
         .service(BreachService, "breach-notifier")
         .draftNotification({ requestId: randomUUID(), caseId, controller: flags.controller });
-      if (flags.output === "json") process.stdout.write(`${answer.json}\n`);
+      if (flags.output === "json") standardOutput.write(`${answer.json}\n`);
       else {
         printRows(
           "table",
@@ -152,7 +158,6 @@ export const ack = buildCommand({
   },
   func: (flags: ConnectionFlags, caseId: string, milestone: string) =>
     onConnection(flags, async (connection) => {
-      if (!caseId || !milestone) throw new CommandFailed(exitCode.usage, "a case and a milestone are needed");
       await connection
         .service(BreachService, "breach-notifier")
         .acknowledgePage({ requestId: randomUUID(), caseId, milestone });

@@ -7,20 +7,20 @@ import { systemRandom } from "@curfew/runtime/random.ts";
 import { buildCommand, buildRouteMap } from "@stricli/core";
 import { dataDirectory } from "../connection.ts";
 import { CommandFailed, exitCode } from "../exit.ts";
-import { dataFlag, outputAlias, outputFlag } from "../flags.ts";
+import { dataFlag, outputAlias, outputFlag, parseIdentity } from "../flags.ts";
 import { type Format, printOne } from "../output.ts";
 
 interface IdentityFlags {
   readonly data: string;
   readonly output: Format;
+  readonly renew: boolean;
 }
-
-const pathPattern = /^(person|workload)\/[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/;
 
 /** The trust domain that the directory's authority stands for, from its certificate. */
 const trustDomainOf = (dataDir: string): string => {
   const file = join(dataDir, "ca", "ca.pem");
-  if (!existsSync(file))
+  // Without the authority's own key a new authority would be made, which nobody trusts.
+  if (!existsSync(file) || !existsSync(join(dataDir, "ca", "authority.pem")))
     throw new CommandFailed(
       exitCode.usage,
       `there is no certificate authority in ${dataDir}: start the suite on it once`,
@@ -37,16 +37,23 @@ const create = buildCommand({
       "Needs file access to the data directory's ca/. That it was made is recorded on the log, by the issuer, at once or at its next start.",
   },
   parameters: {
-    flags: { ...dataFlag, ...outputFlag },
+    flags: {
+      ...dataFlag,
+      ...outputFlag,
+      renew: {
+        kind: "boolean",
+        brief: "in place of the certificate that is there; tokens bound to that one end with it",
+        default: false,
+        withNegated: false,
+      },
+    },
     aliases: outputAlias,
     positional: {
       kind: "tuple",
-      parameters: [{ parse: String, brief: "person/<pseudonym> or workload/<name>", placeholder: "IDENTITY" }],
+      parameters: [{ parse: parseIdentity, brief: "person/<pseudonym> or workload/<name>", placeholder: "IDENTITY" }],
     },
   },
   func: async (flags: IdentityFlags, path: string) => {
-    if (!pathPattern.test(path))
-      throw new CommandFailed(exitCode.usage, "an identity is person/<pseudonym> or workload/<name>");
     const dir = dataDirectory(flags);
     const files = await openIdentityFiles({
       dir,
@@ -54,6 +61,9 @@ const create = buildCommand({
       clock: systemClock,
       random: systemRandom,
     });
+    const found = files.read(path);
+    if (found && !flags.renew && Date.parse(new X509Certificate(found.certPem).validTo) > Date.now())
+      throw new CommandFailed(exitCode.usage, `${path} has a certificate in ${files.dir(path)}: --renew replaces it`);
     const { certPem } = await files.create(path, { validMs: personCertificateMs });
     printOne(flags.output, {
       identity: path,

@@ -1,11 +1,12 @@
 import { randomUUID } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { IssuerService } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
 import { buildCommand, buildRouteMap } from "@stricli/core";
 import { type ConnectionFlags, onConnection } from "../connection.ts";
-import { CommandFailed, exitCode } from "../exit.ts";
 import { connectionFlags, outputAlias, outputFlag } from "../flags.ts";
 import { type Format, printOne } from "../output.ts";
+import { readSmall } from "../read-small.ts";
+
+const maxPolicyBytes = 1 << 20;
 
 const publish = buildCommand({
   docs: { brief: "Put a new version of a policy in force (role admin)" },
@@ -16,18 +17,13 @@ const publish = buildCommand({
       kind: "tuple",
       parameters: [
         { parse: String, brief: "name of the policy", placeholder: "POLICY" },
-        { parse: String, brief: "YAML document", placeholder: "FILE" },
+        { parse: String, brief: "YAML document; - for standard input", placeholder: "FILE" },
       ],
     },
   },
   func: (flags: ConnectionFlags & { output: Format }, policy: string, file: string) =>
     onConnection(flags, async (connection) => {
-      let document: string;
-      try {
-        document = readFileSync(file, "utf8");
-      } catch {
-        throw new CommandFailed(exitCode.usage, `${file} cannot be read`);
-      }
+      const document = (await readSmall(file, maxPolicyBytes)).toString("utf8");
       const { version, published } = await connection
         .service(IssuerService, "issuer")
         .publishPolicy({ requestId: randomUUID(), policy, document });

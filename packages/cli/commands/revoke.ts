@@ -7,7 +7,7 @@ import { type ConnectionFlags, onConnection } from "../connection.ts";
 import { CommandFailed, exitCode } from "../exit.ts";
 import { connectionFlags, outputAlias, outputFlag } from "../flags.ts";
 import { type Format, printOne } from "../output.ts";
-import { readSecret } from "./verify-token.ts";
+import { readSecret } from "../read-small.ts";
 
 const reasons = ["leaked", "compromised", "superseded", "offboarded", "policy", "requested"] as const;
 
@@ -47,7 +47,7 @@ export const revoke = buildCommand({
     await onConnection(flags, async (connection) => {
       const revocation = connection.service(RevocationService, "revocation");
       if (flags.secretFile !== undefined) {
-        await revocation.revokeBySecret({ requestId: randomUUID(), secret: readSecret(flags.secretFile) });
+        await revocation.revokeBySecret({ requestId: randomUUID(), secret: await readSecret(flags.secretFile) });
         printOne(flags.output, { answer: "if it was a live token of ours, it is dead now" });
         return;
       }

@@ -1,15 +1,12 @@
-import { randomUUID } from "node:crypto";
-import { existsSync } from "node:fs";
-import { timestampFromDate } from "@bufbuild/protobuf/wkt";
+import { statSync } from "node:fs";
 import { RevocationService } from "@curfew/contracts/gen/curfew/revocation/v1/revocation_pb.ts";
-import type { ServiceClient } from "@curfew/rpc/client.ts";
-import { secretHash } from "@curfew/token-format/digest.ts";
 import { buildCommand } from "@stricli/core";
 import { type ConnectionFlags, onConnection } from "../connection.ts";
 import { CommandFailed, exitCode } from "../exit.ts";
 import { connectionFlags, outputAlias, outputFlag } from "../flags.ts";
-import { type Format, printRows, say } from "../output.ts";
-import { type Sighting, scanPath } from "../scan-sources.ts";
+import { type Format, openProgress, printRows, say } from "../output.ts";
+import { openJudge } from "../scan-judge.ts";
+import { scanPath } from "../scan-sources.ts";
 
 interface ScanFlags extends ConnectionFlags {
   readonly output: Format;
@@ -17,47 +14,57 @@ interface ScanFlags extends ConnectionFlags {
   readonly public: boolean;
 }
 
-interface Found {
-  readonly location: string;
-  readonly token: string;
-  readonly generation: number;
-  readonly state: string;
-}
+const maxProblemsShown = 20;
 
-const maxLocation = 2_048;
-const progressEvery = 200;
-
-/** Asks whose a secret is, or reports it; only its SHA-256 travels. A secret that was seen in several places is asked for once. */
-const openJudge = (revocation: ServiceClient<typeof RevocationService>, flags: ScanFlags) => {
-  const identified = new Map<string, { tokenId: string; generation: number; live: boolean }>();
-  return async ({ secret, kind, location, exposedSince }: Sighting): Promise<Found | undefined> => {
-    const secretSha256 = secretHash(secret);
-    const key = Buffer.from(secretSha256).toString("hex");
-    const known = identified.get(key) ?? (await revocation.identifySecret({ secretSha256 }));
-    identified.set(key, known);
-    if (!known.tokenId) return undefined;
-    if (flags.report) {
-      await revocation.reportLeak({
-        requestId: randomUUID(),
-        secretSha256,
-        sighting: {
-          kind,
-          location: location.slice(-maxLocation),
-          public: flags.public,
-          ...(exposedSince && { exposedSince: timestampFromDate(exposedSince) }),
-        },
-      });
+const assertThere = (paths: readonly string[]) => {
+  for (const path of paths)
+    try {
+      if (path !== "-") statSync(path);
+    } catch (error) {
+      throw new CommandFailed(exitCode.usage, `${path} cannot be searched: ${(error as Error).message}`);
     }
-    const state = known.live ? (flags.report ? "was live, revoked" : "LIVE") : "dead";
-    return { location, token: known.tokenId, generation: known.generation, state };
-  };
 };
+
+/** Searches all paths; what stood in the way is said at the end, on standard error. */
+const search = (flags: ScanFlags, paths: readonly string[]) =>
+  onConnection(flags, async (connection) => {
+    const judge = openJudge(connection.service(RevocationService, "revocation"), flags);
+    const progress = openProgress();
+    const problems: string[] = [];
+    let problemCount = 0;
+    let binaries = 0;
+    const problem = (text: string) => {
+      problemCount += 1;
+      if (problems.length < maxProblemsShown) problems.push(text);
+    };
+    const options = {
+      isOurs: judge.isOurs,
+      problem,
+      binary: () => {
+        binaries += 1;
+      },
+      progress: progress.count,
+      nowMs: Date.now(),
+    };
+    let stopped: unknown;
+    try {
+      for (const path of paths) for await (const sighting of scanPath(path, options)) await judge.see(sighting);
+    } catch (error) {
+      stopped = error; // what was found, and perhaps reported, until then is printed all the same
+    }
+    progress.clear();
+    for (const text of problems) say(`not searched: ${text}`);
+    if (problemCount > problems.length) say(`… and ${problemCount - problems.length} more that could not be searched`);
+    if (binaries > 0) say(`${binaries} binary files or versions of them were passed over; name a file to search it`);
+    const { rows, further, failure = stopped } = judge.result();
+    return { rows, further, failure, problemCount };
+  });
 
 export const scan = buildCommand({
   docs: {
-    brief: "Find our secrets in files, folders, git history and standard input",
+    brief: "Find our secrets in files, folders, git history and standard input. Exit 1: a live one was found",
     fullDescription:
-      "Prints where a secret stands and which token it belongs to, never the secret. Folders that are git work trees are searched with their whole history, and .gitignore is honoured. --report ends each live token and opens the case. Exit 1 when a live one was found.",
+      "Prints where a secret stands and which token it belongs to, never the secret. A git repository is searched with its whole history (all branches, tags, stashes, merges, what was amended away) and with its submodules; .gitignore is honoured, and a file or folder that you name is searched even so. --report ends the token of each live secret, and a case opens. Exit 2: something could not be searched. At most 100 places a secret are listed and reported.",
   },
   parameters: {
     flags: {
@@ -79,36 +86,16 @@ export const scan = buildCommand({
     },
   },
   func: async (flags: ScanFlags, ...paths: string[]) => {
-    const missing = paths.filter((path) => path !== "-" && !existsSync(path));
-    if (missing.length > 0) throw new CommandFailed(exitCode.usage, `there is no ${missing.join(", ")}`);
-    const rows = await onConnection(flags, async (connection) => {
-      const judge = openJudge(connection.service(RevocationService, "revocation"), flags);
-      const found: Found[] = [];
-      let files = 0;
-      const onFile = () => {
-        files += 1;
-        if (process.stderr.isTTY && files % progressEvery === 0) process.stderr.write(`\r${files} files`);
-      };
-      for (const path of paths)
-        for await (const sighting of scanPath(path, onFile)) {
-          const row = await judge(sighting);
-          if (row) found.push(row);
-        }
-      if (process.stderr.isTTY && files >= progressEvery) process.stderr.write("\r");
-      return found;
-    });
-    printRows(
-      flags.output,
-      [...rows].map((row) => ({ ...row })),
-      ["location", "token", "generation", "state"],
-    );
-    if (rows.some((row) => row.state !== "dead"))
-      throw new CommandFailed(
-        exitCode.no,
-        flags.report
-          ? "live secrets were found; their tokens are revoked"
-          : "live secrets were found: run again with --report to end them",
-      );
+    assertThere(paths);
+    const { rows, further, failure, problemCount } = await search(flags, paths);
+    printRows(flags.output, rows, ["location", "token", "generation", "state"]);
+    if (further > 0) say(`… and ${further} more places of the same secrets`);
+    if (failure) throw failure;
+    if (rows.some((row) => row.state === "live"))
+      throw new CommandFailed(exitCode.no, "live secrets were found: run again with --report to end them");
+    if (rows.some((row) => row.state === "revoked"))
+      throw new CommandFailed(exitCode.no, "live secrets were found; their tokens are revoked now");
+    if (problemCount > 0) throw new CommandFailed(exitCode.usage, "not everything could be searched");
     say(rows.length > 0 ? "only secrets of dead tokens were found" : "no secret of ours was found");
   },
 });

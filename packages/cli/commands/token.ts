@@ -1,8 +1,7 @@
 import { randomUUID } from "node:crypto";
-import { writeFileSync } from "node:fs";
 import { durationFromMs, timestampDate } from "@bufbuild/protobuf/wkt";
 import { openSealedDelivery } from "@curfew/client/sealed-delivery.ts";
-import { EvidenceMode } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
+import { Delivery, EvidenceMode } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import { IssuerService, type Token } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
 import { buildCommand, buildRouteMap } from "@stricli/core";
 import { type Connection, type ConnectionFlags, onConnection } from "../connection.ts";
@@ -10,6 +9,7 @@ import { CommandFailed, exitCode } from "../exit.ts";
 import { connectionFlags, outputAlias, outputFlag, parseDurationMs } from "../flags.ts";
 import { sealingKeyOf } from "../key-file.ts";
 import { type Format, printOne, printRows, say } from "../output.ts";
+import { type KeepSecret, withSecretFile } from "../secret-file.ts";
 
 interface CommonFlags extends ConnectionFlags {
   readonly output: Format;
@@ -33,16 +33,34 @@ const deliveryOf = (connection: Connection) =>
     keyPair: sealingKeyOf(connection.identityDir),
   });
 
-/** Collects and opens the newest secret of a token into a new file that only its owner can read, and says so to the issuer; it is never printed. */
-const collectInto = async (connection: Connection, tokenId: string, file: string) => {
+/** Collects and opens the newest secret of a token into its file, and says so to the issuer; it is never printed. */
+const collectSecret = async (connection: Connection, tokenId: string, keep: KeepSecret) => {
   const delivered = await deliveryOf(connection).collect(tokenId, 0);
   if (!delivered)
     throw new CommandFailed(
       exitCode.refused,
       `no secret sealed to this identity's key waits for ${tokenId}: it was collected, or rotate the token`,
     );
-  writeFileSync(file, `${delivered.secret}\n`, { mode: 0o600, flag: "wx", flush: true });
+  keep(delivered.secret);
   await connection.service(IssuerService, "issuer").confirmSecret({ tokenId, generation: delivered.generation });
+};
+
+/** Prints the token that `ask` makes or changes; its secret goes to `file`, where there is one, or waits. */
+const deliver = async (
+  connection: Connection,
+  { output, secretFile }: { readonly output: Format; readonly secretFile?: string },
+  ask: () => Promise<{ readonly token?: Token | undefined }>,
+) => {
+  const run = async (keep?: KeepSecret) => {
+    const { token } = await ask();
+    if (!token) throw new Error("the issuer answered without a token");
+    printOne(output, rowOf(token)); // before its secret: whatever happens then, its id is known
+    if (keep) await collectSecret(connection, token.tokenId, keep);
+    else say(`the secret waits, sealed: curfew token collect ${token.tokenId} --secret-file FILE`);
+  };
+  if (secretFile === undefined) return await run();
+  await withSecretFile(secretFile, run);
+  say(`the secret is in ${secretFile}`);
 };
 
 interface CreateFlags extends CommonFlags {
@@ -100,25 +118,19 @@ const create = buildCommand({
     onConnection(flags, async (connection) => {
       const issuer = connection.service(IssuerService, "issuer");
       await deliveryOf(connection).register(randomUUID()); // before anything can be sealed to the key
-      const { token } = await issuer.createToken({
-        requestId: randomUUID(),
-        grant: {
-          scopes: [...flags.scope],
-          resources: [...flags.resource],
-          audiences: [...flags.audience],
-          purposes: [...flags.purpose],
-          dataCategories: [...(flags.category ?? [])],
-          evidenceMode: flags.beforeUse ? EvidenceMode.BEFORE_USE : EvidenceMode.UNSPECIFIED,
-          ...(flags.ttl !== undefined && { ttl: durationFromMs(flags.ttl) }),
-        },
-      });
-      if (!token) throw new Error("the issuer answered without a token");
-      if (flags.secretFile) await collectInto(connection, token.tokenId, flags.secretFile);
-      printOne(flags.output, rowOf(token));
-      say(
-        flags.secretFile
-          ? `the secret is in ${flags.secretFile}`
-          : `the secret waits, sealed: curfew token collect ${token.tokenId} --secret-file FILE`,
+      await deliver(connection, flags, () =>
+        issuer.createToken({
+          requestId: randomUUID(),
+          grant: {
+            scopes: [...flags.scope],
+            resources: [...flags.resource],
+            audiences: [...flags.audience],
+            purposes: [...flags.purpose],
+            dataCategories: [...(flags.category ?? [])],
+            evidenceMode: flags.beforeUse ? EvidenceMode.BEFORE_USE : EvidenceMode.UNSPECIFIED,
+            ...(flags.ttl !== undefined && { ttl: durationFromMs(flags.ttl) }),
+          },
+        }),
       );
     }),
 });
@@ -142,16 +154,16 @@ const rotate = buildCommand({
     positional: { kind: "tuple", parameters: [{ parse: String, brief: "token id", placeholder: "TOKEN" }] },
   },
   func: (flags: CommonFlags & { overlap?: number; secretFile?: string }, tokenId: string) =>
-    onConnection(flags, async (connection) => {
-      const { token } = await connection.service(IssuerService, "issuer").rotateToken({
-        requestId: randomUUID(),
-        tokenId,
-        ...(flags.overlap !== undefined && { overlap: durationFromMs(flags.overlap) }),
-      });
-      if (!token) throw new Error("the issuer answered without a token");
-      if (flags.secretFile) await collectInto(connection, tokenId, flags.secretFile);
-      printOne(flags.output, rowOf(token));
-    }),
+    onConnection(flags, (connection) =>
+      deliver(connection, flags, () =>
+        connection.service(IssuerService, "issuer").rotateToken({
+          requestId: randomUUID(),
+          tokenId,
+          delivery: Delivery.SEALED, // whatever it was before: an answer must not hold the secret
+          ...(flags.overlap !== undefined && { overlap: durationFromMs(flags.overlap) }),
+        }),
+      ),
+    ),
 });
 
 const collect = buildCommand({
@@ -161,7 +173,10 @@ const collect = buildCommand({
     positional: { kind: "tuple", parameters: [{ parse: String, brief: "token id", placeholder: "TOKEN" }] },
   },
   func: (flags: ConnectionFlags & { secretFile: string }, tokenId: string) =>
-    onConnection(flags, (connection) => collectInto(connection, tokenId, flags.secretFile)),
+    onConnection(flags, async (connection) => {
+      await withSecretFile(flags.secretFile, (keep) => collectSecret(connection, tokenId, keep));
+      say(`the secret is in ${flags.secretFile}`);
+    }),
 });
 
 const show = buildCommand({

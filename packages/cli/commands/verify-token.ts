@@ -1,4 +1,3 @@
-import { readFileSync } from "node:fs";
 import { Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { VerifierService } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import { secretHash } from "@curfew/token-format/digest.ts";
@@ -6,8 +5,9 @@ import { buildCommand } from "@stricli/core";
 import { type ConnectionFlags, onConnection } from "../connection.ts";
 import { enumName } from "../enum-name.ts";
 import { CommandFailed, exitCode } from "../exit.ts";
-import { connectionFlags, outputAlias, outputFlag } from "../flags.ts";
+import { connectionFlags, outputAlias, outputFlag, parseCount } from "../flags.ts";
 import { type Format, printOne } from "../output.ts";
+import { readSecret } from "../read-small.ts";
 
 interface VerifyFlags extends ConnectionFlags {
   readonly output: Format;
@@ -21,29 +21,9 @@ interface VerifyFlags extends ConnectionFlags {
   readonly maxRecords: number;
 }
 
-const maxSecretFileBytes = 4_096;
-
-/** Reads a secret from a file or, for "-", from standard input: never from the command line, where every process could read it. */
-export const readSecret = (file: string): string => {
-  let text: Buffer;
-  try {
-    text = readFileSync(file === "-" ? 0 : file);
-  } catch {
-    throw new CommandFailed(exitCode.usage, `${file} cannot be read`);
-  }
-  if (text.length > maxSecretFileBytes) throw new CommandFailed(exitCode.usage, `${file} is too long to be a secret`);
-  return text.toString("utf8").trim();
-};
-
 const text = (brief: string, placeholder: string) => ({ kind: "parsed", parse: String, brief, placeholder }) as const;
 const count = (brief: string) =>
-  ({
-    kind: "parsed",
-    parse: (raw: string) => (/^\d{1,9}$/.test(raw) ? Number(raw) : Number.NaN),
-    brief,
-    default: "0",
-    placeholder: "N",
-  }) as const;
+  ({ kind: "parsed", parse: parseCount, brief, default: "0", placeholder: "N" }) as const;
 
 export const verifyToken = buildCommand({
   docs: {
@@ -72,7 +52,7 @@ export const verifyToken = buildCommand({
     aliases: outputAlias,
   },
   func: async (flags: VerifyFlags) => {
-    const secretSha256 = secretHash(readSecret(flags.secretFile));
+    const secretSha256 = secretHash(await readSecret(flags.secretFile));
     const answer = await onConnection(flags, (connection) =>
       connection.service(VerifierService, "verifier").verifyToken({
         credential: { case: "secretSha256", value: secretSha256 },
