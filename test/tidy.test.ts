@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 
@@ -98,6 +98,19 @@ describe("house rules", () => {
   it("no test is skipped by hand or run alone", () => {
     const tests = tracked.filter((f) => f.endsWith(".test.ts") && f !== "test/tidy.test.ts");
     expect(offenders(tests, /\b(it|test|describe)\.(only|todo)\b|\b(it|test|describe)\.skip\(/)).toEqual([]);
+  });
+
+  it("every link in a README leads somewhere", () => {
+    const readmes = execFileSync("git", ["ls-files", "*.md"], { cwd: root, encoding: "utf8" })
+      .split("\n")
+      .filter(Boolean);
+    const dead = readmes.flatMap((file) =>
+      [...source(file).matchAll(/\]\(([^)#\s]+)(#[^)]*)?\)/g)]
+        .map((m) => m[1] as string)
+        .filter((link) => !/^[a-z]+:/.test(link) && !existsSync(join(root, dirname(file), link)))
+        .map((link) => `${file}: ${link}`),
+    );
+    expect(dead).toEqual([]);
   });
 
   it("no registry host and no path of a machine stands in the tree", () => {
