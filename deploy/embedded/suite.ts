@@ -112,7 +112,7 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
       organisation: config.organisation,
       clock,
       random: systemRandom,
-      log: log.child({ service: name }),
+      log: log.child({ role: name }),
       instance: `${name}-${Buffer.from(systemRandom(6)).toString("hex")}`,
       address: `localhost:${options.port === 0 ? 0 : options.port + serviceNames.indexOf(name)}`,
       identity: identities.sourceOf(name),
