@@ -1,6 +1,5 @@
-import { execFileSync, spawn } from "node:child_process";
+import { execFileSync } from "node:child_process";
 import { randomUUID } from "node:crypto";
-import { once } from "node:events";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
@@ -21,18 +20,15 @@ import { parseVerifierKey } from "@curfew/ledger/note-key.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import type { Cast } from "./cast.ts";
-import type { Receivers } from "./receivers.ts";
+import { leakFolder, type Stage } from "./stage.ts";
 import { Tally } from "./tally.ts";
 
+/** Says what happened, for a person who has never seen it. */
+export type Step = (title: string, ...details: string[]) => void;
+
 /** The whole main job (design: product, "The main job, start to end") on real input against a running suite. */
-export interface MainJob {
-  readonly cast: Cast;
-  readonly receivers: Receivers;
-  /** The suite's data directory, and a folder of our own for the leak repository. */
-  readonly dataDir: string;
-  readonly workDir: string;
-  /** Says what happened, for a person who has never seen it. */
-  readonly step: (title: string, ...details: string[]) => void;
+export interface MainJob extends Pick<Stage, "cast" | "receivers" | "workDir" | "curfew"> {
+  readonly step: Step;
 }
 
 export interface MainJobResult {
@@ -46,7 +42,7 @@ export interface MainJobResult {
   readonly clock: { readonly awareAt: string; readonly conservative: string; readonly regulation1182: string };
   readonly pages: number;
   readonly ledger: { readonly size: number; readonly root: string };
-  /** Every secret of the run, for the canary; never printed. */
+  /** Every secret of the main job, for the canary; never printed. */
   readonly secrets: readonly string[];
 }
 
@@ -123,7 +119,7 @@ const customer = (n: number) => `customer-${String(n).padStart(4, "0")}`;
 
 /** Commits the secret and "removes" it in a later commit, as people do. */
 const leakIntoGit = (workDir: string, secret: string): string => {
-  const repository = join(workDir, "leak-repository");
+  const repository = join(workDir, leakFolder);
   mkdirSync(repository, { recursive: true });
   const git = (...args: string[]) =>
     execFileSync("git", ["-c", "user.name=Intern", "-c", "user.email=intern@acme.example", ...args], {
@@ -140,15 +136,8 @@ const leakIntoGit = (workDir: string, secret: string): string => {
 };
 
 /** `curfew scan --report`, as a process of its own; it must find a live secret. */
-const scan = async (dataDir: string, repository: string): Promise<void> => {
-  const cli = ["--disable-warning=ExperimentalWarning", join(root, "packages/cli/main.ts")];
-  const args = ["scan", "--report", "--public", "--data", dataDir, "--as", "person/sam", "-o", "json", repository];
-  const child = spawn(process.execPath, [...cli, ...args], { stdio: ["ignore", "ignore", "pipe"], timeout: 60_000 });
-  let complaint = "";
-  child.stderr.on("data", (chunk: Buffer) => {
-    complaint += chunk.toString("utf8");
-  });
-  const [code] = (await once(child, "close")) as [number | null];
+const scan = async ({ curfew }: MainJob, repository: string): Promise<void> => {
+  const { code, complaint } = await curfew("scan", "--report", "--public", "--as", "person/sam", repository);
   if (code !== 1)
     throw new Error(`curfew scan should have found a live secret (exit 1), and ended with ${code}: ${complaint}`);
 };
@@ -176,7 +165,7 @@ const issue = async ({ cast, step }: MainJob) => {
   const admin = cast.client(IssuerService, "issuer", "person/ada");
   const document = readFileSync(join(root, "deploy/embedded/policy.yaml"), "utf8");
   const { version } = await admin.publishPolicy({ requestId: randomUUID(), policy: "default", document });
-  step("person/ada published the policy", `default, version ${version}`);
+  step("an administrator (person/ada) publishes who may hold which token", `policy "default", version ${version}`);
   const source = openTokenSource({
     issuer: cast.replicas("issuer")[0] as string,
     identity: cast.identity("workload/billing"),
@@ -198,8 +187,8 @@ const issue = async ({ cast, step }: MainJob) => {
   cast.onClose(() => source.close());
   const secret = await source.current(AbortSignal.timeout(waitMs));
   step(
-    "workload/billing registered its key and opened a token sealed to it",
-    `${source.tokenId}; no human has seen the secret`,
+    "the billing job (workload/billing) registers its key and gets a token sealed to it",
+    `${source.tokenId}: only the job can open the secret, no person has seen it`,
   );
   return { secret, tokenId: source.tokenId };
 };
@@ -214,8 +203,8 @@ const useIt = async ({ cast, step }: MainJob, secret: string, tally: Tally) => {
     await serveRequest(of === "invoices" ? invoices : crm, of, secret, access, tally);
   }
   step(
-    "two resource services used it through the SDK",
-    `400 uses, ${tally.people("before")} people, ${tally.records("before")} records, in two data categories`,
+    "two applications (invoices, crm) accept it through the SDK, and record whose data it reads and why",
+    `400 uses for billing: ${tally.people("before")} people, ${tally.records("before")} records, contact and financial data`,
   );
   return { invoices, crm };
 };
@@ -229,15 +218,15 @@ const leak = async (
   // A commit date has whole seconds, rounded down: what came before must be before it beyond doubt.
   await sleep(1_000 - (Date.now() % 1_000));
   const repository = leakIntoGit(job.workDir, secret);
-  job.step("the secret was committed to a git repository, and removed in a later commit", repository);
+  job.step('the leak: somebody commits the secret to a git repository, and "removes" it in a later commit', repository);
   for (let n = 0; n < 30; n += 1) {
     await serveRequest(sdks.invoices, "invoices", secret, { phase: "after", people: [customer(n)], records: 1 }, tally);
     const people = [customer(200 + 2 * n), customer(201 + 2 * n)];
     await serveRequest(sdks.crm, "customers", secret, { phase: "stranger", people, records: 5 }, tally);
   }
   job.step(
-    "a stranger used it too",
-    `${tally.people("stranger")} people, ${tally.records("stranger")} records, from an address never seen before`,
+    "a stranger finds it there and uses it, while billing carries on",
+    `the stranger, from an address never seen before: ${tally.people("stranger")} people, ${tally.records("stranger")} records`,
   );
   return repository;
 };
@@ -291,6 +280,11 @@ const compare = (found: Case, tally: Tally) => {
     throw new Error("people, upper: less than all that were touched since the token was issued");
 };
 
+const inWords = ({ lower, best, upper }: Numbers): string => {
+  const [least, likely, most] = [lower, best, upper].map((n) => n?.toLocaleString("en"));
+  return `at least ${least}, probably ${likely}, ${most === undefined ? "no upper bound known" : `at most ${most}`}`;
+};
+
 export const runMainJob = async (job: MainJob): Promise<MainJobResult> => {
   const { cast, receivers, step } = job;
   const tally = new Tally();
@@ -298,7 +292,7 @@ export const runMainJob = async (job: MainJob): Promise<MainJobResult> => {
   const sdks = await useIt(job, secret, tally);
   const repository = await leak(job, secret, sdks, tally);
 
-  await scan(job.dataDir, repository);
+  await scan(job, repository);
   const revocation = cast.client(RevocationService, "revocation", "person/sam");
   const proof = await until("the effective time", async () => {
     const answer = await revocation.getRevocation({ tokenId });
@@ -308,12 +302,12 @@ export const runMainJob = async (job: MainJob): Promise<MainJobResult> => {
   const leakToRefusedMs = timestampMs(proof.effectiveAt as NonNullable<typeof proof.effectiveAt>) - leakedAtMs;
   const breach = cast.client(BreachService, "breach-notifier", "person/dana");
   const caseId = await until("a case", async () => (await breach.listCases({ tokenId })).cases[0]?.caseId);
-  const draft = await breach.draftNotification({ requestId: randomUUID(), caseId });
+  await breach.draftNotification({ requestId: randomUUID(), caseId });
   const leakToDraftMs = Date.now() - leakedAtMs;
-  step("curfew scan found it in the history and reported it", `${tokenId} is revoked`);
+  step("`curfew scan` finds the secret in the repository's history and reports it: the token is revoked");
   await checkDead(cast, secret, sdks);
   step(
-    `it is dead everywhere after ${leakToRefusedMs} ms`,
+    `${leakToRefusedMs} ms after the report it is refused everywhere; the proof names who confirmed`,
     ...proof.instances.map((i) => `${i.name} ${i.acknowledgedAt ? "acknowledged" : "lost its lease"}`),
   );
 
@@ -325,16 +319,21 @@ export const runMainJob = async (job: MainJob): Promise<MainJobResult> => {
     best: Number(range?.best),
     upper: range?.upper === undefined ? null : Number(range.upper),
   });
+  const caseNumbers = { people: numbers(people), records: numbers(records) };
   step(
-    "the case had opened by itself",
-    found.caseId,
-    `window ${iso(window?.fromBest)} to ${iso(window?.to)}`,
-    `people ${JSON.stringify(numbers(people))}, records ${JSON.stringify(numbers(records))}: as the journey's own tally`,
-    `clock (provisional): file before ${iso(found.clock?.conservative)}`,
+    `a breach case has opened by itself: ${found.caseId}`,
+    `exposed     ${iso(window?.fromBest)} to ${iso(window?.to)}`,
+    `people      ${inWords(caseNumbers.people)}`,
+    `records     ${inWords(caseNumbers.records)}`,
+    "            (the first two as the applications counted by themselves)",
+    `the clock   to the authority before ${iso(found.clock?.conservative)} (Article 33, 72 hours; provisional until somebody decides)`,
   );
 
   await until("pages", async () => (receivers.mails.length > 0 && receivers.webhooks.length > 0 ? true : undefined));
-  step("people were paged", `${receivers.mails.length} by mail, ${receivers.webhooks.length} by webhook`);
+  step(
+    "people have been paged",
+    `${receivers.mails.length} mail over SMTP, ${receivers.webhooks.length} signed webhook`,
+  );
   const { clock } = await breach.decideAwareness({
     requestId: randomUUID(),
     caseId,
@@ -344,20 +343,23 @@ export const runMainJob = async (job: MainJob): Promise<MainJobResult> => {
   });
   const decided = await breach.draftNotification({ requestId: randomUUID(), caseId });
   step(
-    "person/dana decided awareness; the Article 33 draft is there",
-    `first draft ${leakToDraftMs} ms after the leak was reported, ready to ${draft.readyPercent} %; now ${decided.readyPercent} %`,
-    `still missing: ${decided.missing.join(", ")}`,
+    "the data protection officer (person/dana) decides awareness; the Article 33 notification is drafted",
+    `aware since ${iso(clock?.awareAt)}: to the authority before ${iso(clock?.conservative)}`,
+    `the first draft was there ${leakToDraftMs} ms after the report; ${decided.readyPercent} % of the form is filled in from the events`,
+    `${decided.missing.length} fields are for people: ${decided.missing.slice(0, 3).join(", ")}, …`,
   );
   const ledger = await prove(cast, tokenId);
-  step("every event is in the ledger", `TokenRevoked is proved to be in the signed tree of ${ledger.size} entries`);
+  step(
+    "every event is in the ledger, where none can be changed or left out unnoticed",
+    `checked: the proof that the revocation is in the signed tree of ${ledger.size} entries`,
+  );
   return {
     leakToRefusedMs,
     leakToDraftMs,
     tokenId,
     caseId,
     window: { from: iso(window?.fromBest), to: iso(window?.to) },
-    people: numbers(people),
-    records: numbers(records),
+    ...caseNumbers,
     clock: {
       awareAt: iso(clock?.awareAt),
       conservative: iso(clock?.conservative),
