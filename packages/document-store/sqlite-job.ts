@@ -13,9 +13,11 @@ export interface Failure {
   readonly message: string;
 }
 export type Outcome = readonly SqlResult[] | Failure;
-export type ToWorker = { readonly jobs: readonly Job[] } | "close";
+/** Jobs, packed by `sqlite-wire.ts`. */
+export type ToWorker = Uint8Array | "close";
 export interface FromWorker {
-  readonly outcomes: readonly Outcome[];
+  /** Outcomes, packed by `sqlite-wire.ts`. */
+  readonly outcomes: Uint8Array;
   /** Transactions with at least one write that were committed, hence synced, for these outcomes: 0 or 1. */
   readonly commits: number;
 }

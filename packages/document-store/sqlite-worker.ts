@@ -18,6 +18,7 @@ import {
   type Statement,
   type ToWorker,
 } from "./sqlite-job.ts";
+import { packOutcomes, unpackJobs } from "./sqlite-wire.ts";
 
 const maxGroupJobs = 4096;
 const maxStatements = 500;
@@ -59,7 +60,7 @@ class Connection {
     this.#db = db;
   }
 
-  runGroup(jobs: readonly Job[]): FromWorker {
+  runGroup(jobs: readonly Job[]): { readonly outcomes: readonly Outcome[]; readonly commits: number } {
     if (jobs.every(isRead)) return { outcomes: jobs.map((job) => this.#alone(job)), commits: 0 };
     try {
       this.#db.exec("BEGIN IMMEDIATE");
@@ -133,11 +134,15 @@ const serve = (port: NonNullable<typeof parentPort>, db: DatabaseSync): void => 
     let closing = false;
     for (let message: ToWorker | undefined = first; message && !closing; ) {
       if (message === "close") closing = true;
-      else jobs = jobs.length === 0 ? [...message.jobs] : jobs.concat(message.jobs);
+      else jobs = jobs.length === 0 ? unpackJobs(message) : jobs.concat(unpackJobs(message));
       if (jobs.length >= maxGroupJobs) break;
       message = receiveMessageOnPort(port)?.message;
     }
-    if (jobs.length > 0) port.postMessage(connection.runGroup(jobs) satisfies FromWorker);
+    if (jobs.length > 0) {
+      const { outcomes, commits } = connection.runGroup(jobs);
+      const packed = packOutcomes(outcomes);
+      port.postMessage({ outcomes: packed, commits } satisfies FromWorker, [packed.buffer]);
+    }
     if (!closing) return;
     db.close();
     port.close();

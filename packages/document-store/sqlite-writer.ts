@@ -16,6 +16,7 @@ import {
   type SqlValue,
   type Statement,
 } from "./sqlite-job.ts";
+import { packJobs, unpackOutcomes } from "./sqlite-wire.ts";
 
 /** A statement failed for a reason of its own (syntax, constraint): its job wrote nothing. `code` is SQLite's extended result code. */
 export class SqlError extends Error {
@@ -89,12 +90,6 @@ const sizeOf = (job: Job): number => {
   return bytes;
 };
 
-/** Posting a small view would copy the whole pool that it lies in. */
-const detached = (statement: Statement): Statement =>
-  statement.map((part) =>
-    part instanceof Uint8Array && part.byteLength < part.buffer.byteLength ? new Uint8Array(part) : part,
-  ) as unknown as Statement;
-
 class QueuedWriter implements SqliteWriter {
   readonly #worker: Worker;
   readonly #maxJobs: number;
@@ -124,12 +119,12 @@ class QueuedWriter implements SqliteWriter {
   }
 
   async run(sql: string, ...params: SqlValue[]): Promise<SqlResult> {
-    const [result] = await this.#enqueue([detached([sql, ...params])]);
+    const [result] = await this.#enqueue([[sql, ...params]]);
     return result as SqlResult;
   }
 
   transact(...statements: Statement[]): Promise<readonly SqlResult[]> {
-    return this.#enqueue(statements.map(detached));
+    return this.#enqueue(statements);
   }
 
   stats(): SqliteWriterStats {
@@ -163,12 +158,14 @@ class QueuedWriter implements SqliteWriter {
 
   #flush(): void {
     if (this.#outbox.length === 0 || this.#ended) return;
-    this.#worker.postMessage({ jobs: this.#outbox });
+    const packed = packJobs(this.#outbox);
+    this.#worker.postMessage(packed, [packed.buffer]);
     this.#outbox = [];
   }
 
-  #settle({ outcomes, commits }: FromWorker): void {
+  #settle({ outcomes: packed, commits }: FromWorker): void {
     this.#commits += commits;
+    const outcomes = unpackOutcomes(packed);
     for (const [i, waiting] of this.#waiting.splice(0, outcomes.length).entries()) {
       const outcome = outcomes[i] as Outcome;
       this.#queuedBytes -= waiting.bytes;

@@ -49,26 +49,31 @@ export const openSqliteBus = async (settings: SqliteBusSettings & { readonly fil
   }
 };
 
-/** The bus on a writer that is already open; closing it closes the writer. Its tables are `records` and `partitions`. */
+/** The bus on a writer that is already open; closing it closes the writer. Its tables are `records` and `lanes`, its view `partitions`. */
 export const sqliteBus = async (writer: SqliteWriter, settings: SqliteBusSettings): Promise<SqliteBus> => {
-  const ends = await prepare(writer, settings.topics).catch(rethrow);
-  return new OpenSqliteBus(writer, settings, ends);
+  const lanes = await prepare(writer, settings.topics).catch(rethrow);
+  return new OpenSqliteBus(writer, settings, lanes);
 };
 
 const rethrow = (error: unknown): never => {
   throw error instanceof StoreUnavailable ? new BusUnavailable(error.message, { cause: error }) : error;
 };
 
-/** Makes what is absent and answers the offset after the last record, per topic and partition. */
+/** A partition as it is committed. This process is the file's only writer, so it knows the next offset without asking. */
+interface Lane {
+  end: number;
+  lastTimestampMs: number;
+  /** The append that is being committed: the next one begins where it ends. */
+  appending: Promise<unknown> | undefined;
+}
+
+/** Makes what is absent and answers the partitions of each topic, in their order. */
 const prepare = async (
   writer: SqliteWriter,
   topics: Readonly<Record<string, number>>,
-): Promise<Map<string, number[]>> => {
+): Promise<Map<string, Lane[]>> => {
   await writer.transact(
-    [
-      `CREATE TABLE IF NOT EXISTS partitions (topic TEXT, partition INTEGER, next_offset INTEGER NOT NULL,
-         last_timestamp_ms INTEGER NOT NULL, PRIMARY KEY (topic, partition)) STRICT, WITHOUT ROWID`,
-    ],
+    ["CREATE TABLE IF NOT EXISTS lanes (topic TEXT, partition INTEGER, PRIMARY KEY (topic, partition)) STRICT"],
     [
       `CREATE TABLE IF NOT EXISTS records (topic TEXT NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
          timestamp_ms INTEGER NOT NULL, key TEXT NOT NULL, headers TEXT NOT NULL, value BLOB NOT NULL) STRICT`,
@@ -76,37 +81,51 @@ const prepare = async (
     // Records lie in the order of their writing and only this small index is spread over the partitions: a commit to twelve of
     // them writes half the pages.
     ["CREATE UNIQUE INDEX IF NOT EXISTS places ON records (topic, partition, offset)"],
+    // The last record says where a partition ends: a row that counted would have to be written with every append.
+    [
+      `CREATE VIEW IF NOT EXISTS partitions AS SELECT topic, partition, 1 + coalesce((SELECT max(offset) FROM records
+         WHERE records.topic = lanes.topic AND records.partition = lanes.partition), -1) AS next_offset FROM lanes`,
+    ],
   );
-  const { rows } = await writer.run("SELECT topic, next_offset FROM partitions ORDER BY topic, partition");
-  const ends = new Map<string, number[]>();
-  for (const [topic, end] of rows) ends.set(String(topic), [...(ends.get(String(topic)) ?? []), Number(end)]);
+  const { rows } = await writer.run(
+    `SELECT topic, next_offset, (SELECT timestamp_ms FROM records WHERE records.topic = partitions.topic
+       AND records.partition = partitions.partition AND offset = next_offset - 1)
+     FROM partitions ORDER BY topic, partition`,
+  );
+  const lanes = new Map<string, Lane[]>();
+  for (const [topic, end, lastTimestampMs] of rows) {
+    const lane = { end: Number(end), lastTimestampMs: Number(lastTimestampMs ?? 0), appending: undefined };
+    lanes.set(String(topic), [...(lanes.get(String(topic)) ?? []), lane]);
+  }
   const absent: Statement[] = [];
   for (const [topic, count] of Object.entries(topics)) {
-    const found = ends.get(topic);
+    const found = lanes.get(topic);
     // Key placement and positions depend on it.
     if (found && found.length !== count) throw new Error(`topic ${topic} has ${found.length} partitions, not ${count}`);
     if (found) continue;
-    ends.set(topic, Array<number>(count).fill(0));
+    lanes.set(
+      topic,
+      Array.from({ length: count }, () => ({ end: 0, lastTimestampMs: 0, appending: undefined })),
+    );
     for (let partition = 0; partition < count; partition += 1)
-      absent.push(["INSERT INTO partitions VALUES (?, ?, 0, 0)", topic, partition]);
+      absent.push(["INSERT INTO lanes VALUES (?, ?)", topic, partition]);
   }
   if (absent.length > 0) await writer.transact(...absent);
-  return ends;
+  return lanes;
 };
 
 class OpenSqliteBus implements SqliteBus, Feed {
   readonly #writer: SqliteWriter;
   readonly #settings: SqliteBusSettings;
-  /** Of what is committed. Exact, because this process is the file's only writer. */
-  readonly #ends: Map<string, number[]>;
+  readonly #lanes: Map<string, Lane[]>;
   readonly #producers = new Set<Producer>();
   readonly #subscriptions = new Set<SqliteSubscription>();
   #closed: Promise<void> | undefined;
 
-  constructor(writer: SqliteWriter, settings: SqliteBusSettings, ends: Map<string, number[]>) {
+  constructor(writer: SqliteWriter, settings: SqliteBusSettings, lanes: Map<string, Lane[]>) {
     this.#writer = writer;
     this.#settings = settings;
-    this.#ends = ends;
+    this.#lanes = lanes;
   }
 
   get clock(): Clock {
@@ -118,7 +137,7 @@ class OpenSqliteBus implements SqliteBus, Feed {
     const { epochs, clock } = this.#settings;
     const producer = openChainedProducer({
       options,
-      partitions: this.#endsOf(options.topic).length,
+      partitions: this.#lanesOf(options.topic).length,
       epochs,
       clock,
       open: async () => ({ send: (records) => this.#append(options.topic, records), close: async () => {} }),
@@ -130,7 +149,7 @@ class OpenSqliteBus implements SqliteBus, Feed {
   async subscribe(options: SubscribeOptions): Promise<SqliteSubscription> {
     this.#assertOpen();
     const lanes = [...new Set(options.topics)].flatMap((topic) =>
-      this.#endsOf(topic).map((_, partition) => ({ topic, partition, position: options.start(topic, partition) })),
+      this.#lanesOf(topic).map((_, partition) => ({ topic, partition, position: options.start(topic, partition) })),
     );
     const subscription = new SqliteSubscription(this, options, lanes, () => this.#subscriptions.delete(subscription));
     this.#subscriptions.add(subscription);
@@ -138,7 +157,7 @@ class OpenSqliteBus implements SqliteBus, Feed {
   }
 
   async ends(topic: string): Promise<number[]> {
-    this.#endsOf(topic);
+    this.#lanesOf(topic);
     const { rows } = await this.#ask(
       this.#writer.run("SELECT next_offset FROM partitions WHERE topic = ? ORDER BY partition", topic),
     );
@@ -164,7 +183,7 @@ class OpenSqliteBus implements SqliteBus, Feed {
   }
 
   end(topic: string, partition: number): number {
-    return this.#ends.get(topic)?.[partition] ?? 0;
+    return this.#lanes.get(topic)?.[partition]?.end ?? 0;
   }
 
   query(...[sql, ...params]: Statement) {
@@ -172,30 +191,49 @@ class OpenSqliteBus implements SqliteBus, Feed {
   }
 
   async #append(topic: string, records: readonly ChainedRecord[]): Promise<number[]> {
+    const lanes = this.#lanesOf(topic);
+    const touched = [...new Set(records.map(({ partition }) => lanes[partition] as Lane))];
+    // Offsets are given here, so an append waits for the one before it in a partition: its rows may not come to be.
+    for (let busy = touched.find(isBusy); busy; busy = touched.find(isBusy)) await busy.appending;
+    const appending = this.#write(topic, lanes, records);
+    const settled = appending.catch(() => undefined);
+    for (const lane of touched) lane.appending = settled;
+    try {
+      return await appending;
+    } finally {
+      for (const lane of touched) lane.appending = undefined;
+      for (const subscription of this.#subscriptions) subscription.wake();
+    }
+  }
+
+  async #write(topic: string, lanes: readonly Lane[], records: readonly ChainedRecord[]): Promise<number[]> {
     const nowMs = this.#settings.clock.now();
-    const counts = new Map<number, number>();
+    const ends = lanes.map(({ end }) => end);
+    // The broker's clock never goes back within a partition.
+    const times = lanes.map(({ lastTimestampMs }) => Math.max(lastTimestampMs, nowMs));
+    const offsets: number[] = [];
     const statements = records.map(({ partition, key, headers, value }): Statement => {
-      const before = counts.get(partition) ?? 0;
-      counts.set(partition, before + 1);
-      const pairs = JSON.stringify(Object.entries(headers));
-      return [insertion, before, nowMs, key, pairs, value, topic, partition];
+      const offset = ends[partition] as number;
+      offsets.push(offset);
+      ends[partition] = offset + 1;
+      return [insertion, topic, partition, offset, times[partition] as number, key, headersText(headers), value];
     });
-    for (const [partition, count] of counts) statements.push([advance, count, nowMs, topic, partition]);
-    const results = await this.#writer.transact(...statements).catch((error: unknown) => {
+    await this.#writer.transact(...statements).catch((error: unknown) => {
       if (error instanceof StoreUnavailable) throw new NothingSent(error.message, { cause: error });
       throw error instanceof SqlError ? new BusRefused(error.message, { cause: error }) : error;
     });
-    const offsets = results.slice(0, records.length).map(({ rows }) => Number(rows[0]?.[0]));
-    const ends = this.#endsOf(topic);
-    for (const [i, { partition }] of records.entries()) ends[partition] = (offsets[i] ?? 0) + 1;
-    for (const subscription of this.#subscriptions) subscription.wake();
+    for (const { partition } of records) {
+      const lane = lanes[partition] as Lane;
+      lane.end = ends[partition] as number;
+      lane.lastTimestampMs = times[partition] as number;
+    }
     return offsets;
   }
 
-  #endsOf(topic: string): number[] {
-    const ends = this.#ends.get(topic);
-    if (!ends) throw new BusRefused(`no topic ${topic}`);
-    return ends;
+  #lanesOf(topic: string): Lane[] {
+    const lanes = this.#lanes.get(topic);
+    if (!lanes) throw new BusRefused(`no topic ${topic}`);
+    return lanes;
   }
 
   #assertOpen(): void {
@@ -218,8 +256,8 @@ class OpenSqliteBus implements SqliteBus, Feed {
   }
 }
 
-/** The broker's clock never goes back within a partition. */
-const insertion = `INSERT INTO records SELECT topic, partition, next_offset + ?, max(last_timestamp_ms, ?), ?, ?, ?
-  FROM partitions WHERE topic = ? AND partition = ? RETURNING offset`;
-const advance = `UPDATE partitions SET next_offset = next_offset + ?, last_timestamp_ms = max(last_timestamp_ms, ?)
-  WHERE topic = ? AND partition = ?`;
+const isBusy = (lane: Lane): boolean => lane.appending !== undefined;
+const insertion = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)";
+
+/** The pairs of `headers` in their order, as JSON. */
+const headersText = (headers: ChainedRecord["headers"]): string => JSON.stringify(Object.entries(headers));
