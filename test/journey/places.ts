@@ -16,11 +16,11 @@ export type Look = Canary["look"];
 
 const readLimitMs = 60_000;
 
-const lookAtRecord = async (look: Look, { topic, partition, offset, key, headers, value }: InRecord) => {
+const lookAtRecord = (look: Look, { topic, partition, offset, key, headers, value }: InRecord) => {
   const where = `${topic}/${partition}@${offset}`;
-  await look("key", where, key);
-  await look("header", where, headers.flat().join("\n"));
-  await look("record", where, value);
+  look("key", where, key);
+  look("header", where, headers.flat().join("\n"));
+  look("record", where, value);
 };
 
 /** Every record of every topic that is there when it begins. */
@@ -38,9 +38,9 @@ export const lookAtTopics = async (bus: Bus, look: Look): Promise<void> => {
     name: "canary",
     topics: topics.map(({ name }) => name),
     start: () => 0,
-    onRecords: async (records) => {
+    onRecords: (records) => {
       for (const record of records) {
-        await lookAtRecord(look, record);
+        lookAtRecord(look, record);
         missing.delete(`${record.topic}/${record.partition}@${record.offset}`);
       }
       if (missing.size === 0) done.resolve();
@@ -96,22 +96,22 @@ const isSqlite = (file: string): boolean => {
 const separator = Buffer.from("\n");
 const bytesOf = (value: unknown) => (value instanceof Uint8Array ? value : Buffer.from(String(value)));
 
-const lookAtTable = async (db: DatabaseSync, table: string, where: string, look: Look) => {
+const lookAtTable = (db: DatabaseSync, table: string, where: string, look: Look) => {
   const statement = db.prepare(`SELECT * FROM "${table}"`);
   statement.setReturnArrays(true);
   for (const row of statement.iterate() as unknown as Iterable<readonly unknown[]>)
-    await look("row", where, Buffer.concat(row.flatMap((value) => [bytesOf(value), separator])));
+    look("row", where, Buffer.concat(row.flatMap((value) => [bytesOf(value), separator])));
 };
 
 /** Every column of every row of every table of every SQLite file below; `lock.db` is empty and locked for as long as the suite runs. */
-export const lookAtSqlite = async (directory: string, look: Look): Promise<void> => {
+export const lookAtSqlite = (directory: string, look: Look): void => {
   for (const entry of readdirSync(directory, { recursive: true, withFileTypes: true })) {
     const file = join(entry.parentPath, entry.name);
     if (!entry.isFile() || basename(file) === "lock.db" || !isSqlite(file)) continue;
     const db = new DatabaseSync(file, { readOnly: true });
     try {
       const tables = db.prepare("SELECT name FROM sqlite_master WHERE type = 'table'").all() as { name: string }[];
-      for (const { name } of tables) await lookAtTable(db, name, `${entry.name} ${name}`, look);
+      for (const { name } of tables) lookAtTable(db, name, `${entry.name} ${name}`, look);
     } finally {
       db.close();
     }
@@ -126,7 +126,7 @@ export const lookAtMongo = async (url: string, look: Look): Promise<void> => {
     for (const { name } of databases)
       for (const { name: collection } of await client.db(name).listCollections().toArray())
         for await (const document of client.db(name).collection(collection).find({}, { raw: true }))
-          await look("row", `${name} ${collection}`, document as unknown as Uint8Array);
+          look("row", `${name} ${collection}`, document as unknown as Uint8Array);
   } finally {
     await client.close();
   }

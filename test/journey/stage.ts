@@ -89,7 +89,7 @@ const openEmbedded = async (dataDir: string, configFile: string, log: Log): Prom
     endpoints: suite.endpoints,
     async lookAtStores(look) {
       await lookAtSqliteBus(join(dataDir, "bus.db"), look);
-      await lookAtSqlite(dataDir, look);
+      lookAtSqlite(dataDir, look);
     },
     close: () => suite.close(),
   };
@@ -139,17 +139,17 @@ export const openStage = async (options: { readonly live: boolean }): Promise<St
     closers.push(() => cast.close());
     const inspect = async (secrets: readonly string[]) => {
       const canary = openCanary(secrets);
-      const lookAtTexts = async (kind: string, texts: readonly string[]) => {
-        for (const [n, text] of texts.entries()) await canary.look(kind, `${kind} ${n}`, text);
+      const lookAtTexts = (kind: string, texts: readonly string[]) => {
+        for (const [n, text] of texts.entries()) canary.look(kind, `${kind} ${n}`, text);
       };
       await suite.lookAtStores(canary.look);
-      await canary.lookBelow(workDir);
-      await lookAtTexts("log line", logLines);
-      await lookAtTexts("span", spans);
-      await lookAtTexts("mail", receivers.mails);
+      canary.lookBelow(workDir);
+      lookAtTexts("log line", logLines);
+      lookAtTexts("span", spans);
+      lookAtTexts("mail", receivers.mails);
       const webhooks = receivers.webhooks.map(({ id, body }) => `${id}\n${body}`);
-      await lookAtTexts("webhook", webhooks);
-      await lookAtTexts("printed", printed);
+      lookAtTexts("webhook", webhooks);
+      lookAtTexts("printed", printed);
       return canary;
     };
     const curfew = (...args: string[]) => runCurfew(dataDir, args, printed);
