@@ -19,11 +19,14 @@ export const standardError = { write: (text: string) => void process.stderr.writ
 
 const printJson = (value: unknown) => standardOutput.write(`${JSON.stringify(value, null, 2)}\n`);
 
-const cell = (value: unknown): string =>
-  printable(typeof value === "string" ? value : value === undefined ? "" : JSON.stringify(value)).replaceAll(
-    "\n",
-    "\\n",
-  );
+const textOf = (value: unknown): string => {
+  if (typeof value === "string") return value;
+  if (value === undefined) return "";
+  return Array.isArray(value) && value.every((each) => typeof each === "string")
+    ? value.join(", ")
+    : JSON.stringify(value);
+};
+const cell = (value: unknown): string => printable(textOf(value)).replaceAll("\n", "\\n");
 
 const sides = ["top", "bottom", "left", "right", "mid"];
 const frame = ["top-mid", "top-left", "top-right", "bottom-mid", "bottom-left", "bottom-right", "left-mid", "mid-mid"];
@@ -42,7 +45,7 @@ export const printRows = (
     style: { head: [], border: [], "padding-left": 0, "padding-right": 0 },
   });
   for (const row of rows) table.push(columns.map((column) => cell(row[column])));
-  standardOutput.write(`${table.toString()}\n`);
+  standardOutput.write(`${table.toString().replace(/ +$/gm, "")}\n`);
 };
 
 /** Prints one thing: JSON, or a line a field. */

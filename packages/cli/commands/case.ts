@@ -12,18 +12,41 @@ interface CaseFlags extends ConnectionFlags {
 }
 
 const iso = (at: Timestamp | undefined) => (at ? timestampDate(at).toISOString() : "");
-const range = (numbers: Range | undefined) =>
-  numbers ? `${numbers.lower} / ${numbers.best} / ${numbers.upper ?? "unknown"}` : "";
+const numbers = (range: Range | undefined) =>
+  range && {
+    lower: Number(range.lower),
+    best: Number(range.best),
+    upper: range.upper === undefined ? null : Number(range.upper),
+  };
+const inOneLine = (range: ReturnType<typeof numbers>) =>
+  range && `${range.lower} / ${range.best} / ${range.upper ?? "unknown"}`;
 const caseArgument = { kind: "tuple", parameters: [{ parse: String, brief: "case id", placeholder: "CASE" }] } as const;
 
-const rowOf = (found: Case) => ({
+const dataOf = (found: Case) => ({
   case: found.caseId,
   state: enumName(CaseState, found.state),
+  token: found.tokenId,
   firstSignal: iso(found.firstSignalAt),
   fileBefore: iso(found.clock?.conservative),
-  people: range(found.blastRadius?.people),
-  records: range(found.blastRadius?.records),
+  people: numbers(found.blastRadius?.people),
+  records: numbers(found.blastRadius?.records),
 });
+
+const detailsOf = (found: Case) => {
+  const { blastRadius: radius, clock } = found;
+  return {
+    ...dataOf(found),
+    awareAt: iso(clock?.awareAt),
+    provisional: clock?.provisional,
+    regulation1182: iso(clock?.regulation1182),
+    window: { from: iso(radius?.window?.fromBest), to: iso(radius?.window?.to) },
+    kinds: radius?.kinds,
+    complete: radius?.complete,
+    incompleteBecause: radius?.incompleteBecause,
+    pages: found.pages.map(({ milestone, target, state }) => ({ milestone, target, state })),
+    degraded: found.degraded,
+  };
+};
 
 const list = buildCommand({
   docs: { brief: "List cases, newest first; people and records as lower / best / upper" },
@@ -38,7 +61,13 @@ const list = buildCommand({
         cases.push(...page.cases);
         pageToken = page.nextPageToken;
       } while (pageToken);
-      printRows(flags.output, cases.map(rowOf), ["case", "state", "firstSignal", "fileBefore", "people", "records"]);
+      const rows = cases.map(dataOf);
+      const columns = ["case", "state", "firstSignal", "fileBefore", "people", "records"];
+      if (flags.output === "json") printRows("json", rows, columns);
+      else {
+        const lines = rows.map((row) => ({ ...row, people: inOneLine(row.people), records: inOneLine(row.records) }));
+        printRows("table", lines, columns);
+      }
     }),
 });
 
@@ -49,17 +78,16 @@ const show = buildCommand({
     onConnection(flags, async (connection) => {
       const found = (await connection.service(BreachService, "breach-notifier").getCase({ caseId })).case;
       if (!found) throw new Error("the breach-notifier answered without a case");
-      const { blastRadius: radius, clock } = found;
-      printOne(flags.output, {
-        ...rowOf(found),
-        token: found.tokenId,
-        awareness: `${iso(clock?.awareAt)}${clock?.provisional ? " (provisional: nobody has decided)" : ""}`,
-        regulation1182: iso(clock?.regulation1182),
-        window: `${iso(radius?.window?.fromBest)} to ${radius?.window?.to ? iso(radius.window.to) : "now: still open"}`,
-        kinds: radius?.kinds,
-        complete: radius?.complete ? "yes" : radius?.incompleteBecause,
-        pages: found.pages.map((page) => `${page.milestone} → ${page.target}: ${page.state}`),
-        degraded: found.degraded,
+      const details = detailsOf(found);
+      if (flags.output === "json") return printOne("json", details);
+      const { people, records, awareAt, provisional, window, pages, ...others } = details;
+      printOne("table", {
+        ...others,
+        people: inOneLine(people),
+        records: inOneLine(records),
+        awareAt: `${awareAt}${provisional ? " (provisional: nobody has decided)" : ""}`,
+        window: `${window.from} to ${window.to || "now: still open"}`,
+        pages: pages.map((page) => `${page.milestone} → ${page.target}: ${page.state}`),
       });
     }),
 });

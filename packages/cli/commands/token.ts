@@ -21,7 +21,7 @@ const rowOf = (token: Token) => ({
   state: token.state,
   generation: token.generation,
   expires: token.expiresAt ? timestampDate(token.expiresAt).toISOString() : "",
-  scopes: token.grant?.scopes.join(" ") ?? "",
+  scopes: token.grant?.scopes,
   lastUsed: token.lastUsedAt ? timestampDate(token.lastUsedAt).toISOString() : "",
 });
 
