@@ -1,3 +1,4 @@
+import { timestampMs } from "@bufbuild/protobuf/wkt";
 import { Outcome, Reason, ReasonSchema } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type AccessRequest, InvalidRequest } from "./access-request.ts";
@@ -438,6 +439,30 @@ describe("reports", () => {
     expect(verifier.forged).toEqual([]);
   });
 
+  test("pings say when the oldest use was decided that is not reported, however many are", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    await until(() => revocation.pings().at(-1)).toMatchObject({ allReported: true });
+    const idle = revocation.pings().at(-1);
+    expect(idle?.reportedUntil).toEqual(idle?.sentAt);
+    verifier.reportFailure = { status: "UNAVAILABLE", reason: "DOWN", message: "down" };
+    const fromMs = time.clock.now();
+    await read(sdk, token);
+    const toMs = time.clock.now();
+    // More than a report holds, so that some are in flight and some wait; decided later, and the clock was set back meanwhile.
+    time.setWall(5);
+    for (let i = 0; i < 2_000; i += 1) await read(sdk, token);
+    const pings = revocation.pings().length;
+    await until(() => revocation.pings().length).toBeGreaterThan(pings + 1);
+    const open = revocation.pings().at(-1);
+    const openMs = open?.reportedUntil ? timestampMs(open.reportedUntil) : 0;
+    expect(openMs).toBeGreaterThanOrEqual(fromMs);
+    expect(openMs).toBeLessThanOrEqual(toMs);
+    expect(open?.allReported).toBe(false);
+    verifier.reportFailure = undefined;
+    await until(() => revocation.pings().at(-1)).toMatchObject({ allReported: true, reportedSequence: 2_002n });
+  });
+
   test("a full buffer makes callers wait, then denies; room again lets them in", async () => {
     const sdk = await openLiveSdk({ maxBufferedUses: 4 });
     const token = await seen(sdk);
@@ -456,12 +481,18 @@ describe("reports", () => {
     const token = await seen(sdk);
     verifier.poison = "poison:read";
     for (let i = 0; i < 9; i += 1) await read(sdk, token);
+    const lostMs = time.clock.now();
     expect(await denial(sdk, token, { scope: "poison:read" })).toBe("SCOPE_MISSING");
+    const afterMs = time.clock.now();
     for (let i = 0; i < 9; i += 1) await read(sdk, token);
     await until(() => verifier.cached.size).toBe(19);
     await until(() => revocation.pings().at(-1)?.allReported).toBe(false);
     expect(await sdk.close()).toBe(false);
-    expect(revocation.pings().at(-1)).toMatchObject({ goodbye: true, allReported: false });
+    const last = revocation.pings().at(-1);
+    expect(last).toMatchObject({ goodbye: true, allReported: false });
+    const untilMs = last?.reportedUntil ? timestampMs(last.reportedUntil) : 0;
+    expect(untilMs).toBeGreaterThanOrEqual(lostMs);
+    expect(untilMs).toBeLessThanOrEqual(afterMs);
   });
 
   test("closing denies, reports what is left, waits for accesses under way, and says that all is reported", async () => {

@@ -73,6 +73,14 @@ interface Batch {
   acknowledged: boolean;
 }
 
+const decidedMs = ({ decidedAt }: CachedUse): number =>
+  Number(decidedAt?.seconds ?? 0) * 1_000 + (decidedAt?.nanos ?? 0) / 1_000_000;
+const oldestDecidedMs = (items: readonly Item[]): number =>
+  items.reduce(
+    (oldest, item) => (item.kind === "cached" ? Math.min(oldest, decidedMs(item.use)) : oldest),
+    Number.POSITIVE_INFINITY,
+  );
+
 const personOverheadBytes = 64;
 /** Characters of UTF-8 take at most three bytes a UTF-16 unit. */
 export const estimatedBytes = (people: readonly { readonly value?: string }[]): number =>
@@ -101,6 +109,8 @@ class BufferedReporter implements UseReporter {
   #acknowledgedSequence = 0;
   /** The verifier refused to record something: the log of this instance cannot become whole any more. */
   #lost: boolean = false;
+  /** When the first use was decided that the verifier refused to record: it stays open for good. */
+  #lostMs = Number.POSITIVE_INFINITY;
   #timer: AbortController | undefined;
   #scheduled: boolean = false;
   #due: boolean = false;
@@ -151,7 +161,7 @@ class BufferedReporter implements UseReporter {
 
   reported(): Reported {
     const allReported = !this.#lost && this.#items.length === 0 && this.#inFlight === 0;
-    return { sequence: this.#acknowledgedSequence, allReported };
+    return { sequence: this.#acknowledgedSequence, allReported, oldestOpenMs: this.#oldestOpenMs() };
   }
 
   async close(): Promise<boolean> {
@@ -172,6 +182,14 @@ class BufferedReporter implements UseReporter {
     this.#timer?.abort();
     this.#wake();
     return allReported;
+  }
+
+  /** Of decisions: a use without its completion stands in the log with all that it may have touched. */
+  #oldestOpenMs(): number | undefined {
+    let oldestMs = Math.min(this.#lostMs, oldestDecidedMs(this.#items));
+    for (const { acknowledged, items } of this.#batches)
+      if (!acknowledged) oldestMs = Math.min(oldestMs, oldestDecidedMs(items));
+    return Number.isFinite(oldestMs) ? oldestMs : undefined;
   }
 
   #add(item: Item): void {
@@ -249,6 +267,7 @@ class BufferedReporter implements UseReporter {
       return (await this.#deliver(items.slice(0, half), turn)) && (await this.#deliver(items.slice(half), turn));
     }
     this.#lost = true;
+    this.#lostMs = Math.min(this.#lostMs, oldestDecidedMs(items));
     const { status, reason, message } = failure;
     this.#options.log.error(
       { status, reason, why: message, kind: items[0]?.kind },

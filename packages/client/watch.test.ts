@@ -1,3 +1,4 @@
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import type { EndedToken } from "@curfew/contracts/gen/curfew/revocation/v1/revocation_pb.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
@@ -171,15 +172,19 @@ describe("a watcher", () => {
 
   test("pings carry what was reported; closing ends it at once and says goodbye last", async () => {
     let sequence = 0;
-    const watcher = await watch({ reported: () => ({ sequence, allReported: sequence > 0 }) });
+    let oldestOpenMs: number | undefined = 1_000;
+    const watcher = await watch({ reported: () => ({ sequence, allReported: sequence > 0, oldestOpenMs }) });
     await live(watcher);
-    expect(revocation.pings()[0]).toMatchObject({ reportedSequence: 0n, allReported: false });
+    const reportedUntil = timestampFromMs(1_000);
+    expect(revocation.pings()[0]).toMatchObject({ reportedSequence: 0n, allReported: false, reportedUntil });
+    oldestOpenMs = undefined;
     sequence = 7;
     const closing = watcher.close();
     expect(watcher.isLive()).toBe(false);
     await expect(watcher.whenLive()).rejects.toThrow("closed");
     await closing;
-    expect(revocation.pings().at(-1)).toMatchObject({ reportedSequence: 7n, allReported: true, goodbye: true });
+    const last = revocation.pings().at(-1);
+    expect(last).toMatchObject({ reportedSequence: 7n, allReported: true, goodbye: true, reportedUntil: last?.sentAt });
     await watcher.close();
   });
 });

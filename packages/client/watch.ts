@@ -20,6 +20,8 @@ export interface Reported {
   readonly sequence: number;
   /** Nothing is left to report. */
   readonly allReported: boolean;
+  /** When the oldest use that is not acknowledged was decided, by the wall clock; undefined: there is none. */
+  readonly oldestOpenMs: number | undefined;
 }
 
 export interface WatcherOptions {
@@ -198,13 +200,16 @@ class RevocationWatcher implements Watcher {
   #sendPing(stream: Stream, at: Instant, goodbye: boolean): void {
     stream.pings += 1;
     this.#evolve({ type: "pinged", sequence: stream.pings, at });
-    const { sequence, allReported } = this.#options.reported?.() ?? { sequence: 0, allReported: true };
+    const reported = this.#options.reported?.();
+    const { sequence, allReported, oldestOpenMs } = reported ?? { sequence: 0, allReported: true };
+    const reportedUntilMs = Math.min(at.wallMs, oldestOpenMs ?? at.wallMs);
     const value = {
       sequence: BigInt(stream.pings),
       sentAt: timestampFromMs(at.wallMs),
       reportedSequence: BigInt(sequence),
       allReported,
       goodbye,
+      ...(reported && { reportedUntil: timestampFromMs(reportedUntilMs) }),
     };
     this.#send(stream, { kind: { case: "ping", value } });
   }

@@ -14,7 +14,7 @@ export type LeaseRow = Lease & {
   reportsUses: boolean;
   /** Last use whose report was acknowledged. */
   reportedSequence: number;
-  /** When the instance last had everything reported, on our clock. */
+  /** Every use that the instance decided before this is reported, on our clock. */
   allReportedAtMs: number;
   /** It said goodbye, and that nothing is left to report. */
   complete: boolean;
@@ -40,6 +40,8 @@ export interface LeaseBook {
   /** Makes the instance the caller's, or finds that it is; "taken" when it is another's. */
   claim(instance: string, caller: { readonly uri: string; readonly name: string }): Promise<"ours" | "taken">;
   newestOf(instance: string): Promise<LeaseRow | undefined>;
+  /** Notes on its newest row what an instance whose stream has ended had reported by then: no grant will say so any more. */
+  ended(grantee: Grantee): Promise<void>;
   /** Inserts one row for each; undefined where another row was there first. Sets `last`. All are durable when it resolves. */
   grant(grantees: readonly Grantee[]): Promise<(LeaseRow | undefined)[]>;
   /** The newest row of every instance: a read begun now. */
@@ -117,6 +119,10 @@ export const openLeaseBook = async (parts: {
       return (await instances.get(instance))?.uri === uri ? "ours" : "taken";
     },
     newestOf,
+    async ended({ last, reportsUses, allReportedAtMs, reportedSequence }) {
+      if (!last || !reportsUses || allReportedAtMs <= last.allReportedAtMs) return;
+      await rows.set(last._id, { allReportedAtMs, reportedSequence });
+    },
     async grant(grantees) {
       const granted: (LeaseRow | undefined)[] = [];
       for (let i = 0; i < grantees.length; i += maxGrants)

@@ -20,6 +20,12 @@ const slow = () =>
     retryDelayMs: 100,
   });
 
+/** On the instance's clock, never after the ping was sent: a use may have begun since. Undefined: the ping does not tell. */
+const reportedUntil = ({ reportedUntil, allReported }: WatcherPing, sentAtMs: number): number | undefined => {
+  if (reportedUntil) return Math.min(timestampMs(reportedUntil), sentAtMs);
+  return allReported ? sentAtMs : undefined;
+};
+
 /** One stream of one instance: what it asked last, and what waits to be sent to it, in order and bounded. */
 export class WatchSession implements Grantee {
   readonly instance: string;
@@ -72,10 +78,10 @@ export class WatchSession implements Grantee {
     if (this.#offsets.length > offsetWindow) this.#offsets.shift();
     this.clockOffsetMs = Math.max(...this.#offsets);
     this.reportedSequence = Math.max(this.reportedSequence, Number(ping.reportedSequence));
-    if (ping.allReported) {
-      // As of when it was sent, not received: a use may have begun in between.
-      const sentByOurClockMs = Math.min(receivedAtMs, sentAtMs - this.clockOffsetMs);
-      this.allReportedAtMs = Math.max(this.allReportedAtMs, sentByOurClockMs);
+    const reportedUntilMs = reportedUntil(ping, sentAtMs);
+    if (reportedUntilMs !== undefined) {
+      const byOurClockMs = Math.min(receivedAtMs, reportedUntilMs - this.clockOffsetMs);
+      this.allReportedAtMs = Math.max(this.allReportedAtMs, byOurClockMs);
     }
     this.goodbye = ping.goodbye;
     this.complete = ping.goodbye && ping.allReported;

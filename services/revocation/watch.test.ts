@@ -500,6 +500,52 @@ describe("an SDK's uses", () => {
     expect(await gaps()).toHaveLength(1);
   });
 
+  it("are missing from the time up to which it says that they are reported, as of its last ping", async () => {
+    const service = await suite.start();
+    const sdk = await leased(service, "sdk-1", "workload/invoices", true);
+    const nowMs = systemClock.now();
+    const reported = (ms: number) => ({ reportedUntil: timestampFromMs(ms), allReported: false });
+    await sdk.mark(reported(nowMs + 100));
+    const grantedAtMs = (await newestLease("sdk-1")).allReportedAtMs;
+    await eventually(() => expect(systemClock.now()).toBeGreaterThan(nowMs + 150));
+    // Back is nowhere: what was reported once stays reported.
+    await sdk.mark(reported(nowMs - 10_000));
+    await sdk.mark(reported(nowMs + 120));
+    sdk.cut();
+    const [gap] = await eventually(async () => {
+      const all = await gaps();
+      expect(all).toHaveLength(1);
+      return all;
+    });
+    const fromMs = gap?.from ? timestampMs(gap.from) : 0;
+    expect(fromMs).toBeGreaterThanOrEqual(nowMs + 119);
+    expect(fromMs).toBeGreaterThan(grantedAtMs);
+    expect(fromMs).toBeLessThan(nowMs + 150);
+  });
+
+  it("are not reported in the future, on a clock that is right or wrong", async () => {
+    const service = await suite.start();
+    const aheadMs = 3_600_000;
+    const right = await leased(service, "sdk-1", "workload/invoices", true);
+    const wrong = await watch(service, "sdk-2", "workload/invoices", true);
+    const early = timestampFromMs(systemClock.now() + aheadMs - 40);
+    const fromMs = systemClock.now() - 40;
+    await right.mark({ reportedUntil: timestampFromMs(systemClock.now() + aheadMs) });
+    await wrong.mark({ sentAt: timestampFromMs(systemClock.now() + aheadMs), reportedUntil: early });
+    const toMs = systemClock.now();
+    for (const watcher of [right, wrong]) watcher.cut();
+    const all = await eventually(async () => {
+      const found = await gaps();
+      expect(found).toHaveLength(2);
+      return found.filter((gap) => isMessage(gap, UseReportingGapSchema));
+    });
+    for (const gap of all) {
+      const gapFromMs = gap.from ? timestampMs(gap.from) : 0;
+      expect(gapFromMs).toBeGreaterThanOrEqual(fromMs - 5);
+      expect(gapFromMs).toBeLessThanOrEqual(toMs);
+    }
+  });
+
   it("leave no gap when it said that all was reported, or when it is a verifier", async () => {
     const service = await suite.start();
     const sdk = await leased(service, "sdk-1", "workload/invoices", true);

@@ -94,5 +94,7 @@ export async function* watchRevocations(
   } finally {
     parts.hub.leave(session);
     session.end();
+    // Best effort: the row says less without it, never anything wrong.
+    if (!session.goodbye) void parts.book.ended(session).catch(() => undefined);
   }
 }

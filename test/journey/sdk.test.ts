@@ -1,6 +1,10 @@
+import { spawn } from "node:child_process";
 import { randomUUID, X509Certificate } from "node:crypto";
+import { once } from "node:events";
 import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
 import { inspect } from "node:util";
+import { timestampMs } from "@bufbuild/protobuf/wkt";
 import { readInvoice } from "@curfew/client/examples/authorize.ts";
 import { createInvoicesServer, getInvoice } from "@curfew/client/examples/interceptor.ts";
 import { openBillingToken } from "@curfew/client/examples/token-source.ts";
@@ -227,7 +231,7 @@ describe("a token is revoked", () => {
       random: systemRandom,
       log: silentLog,
       onEnded: () => undefined,
-      reported: () => ({ sequence: 0, allReported: uses === 0 }),
+      reported: () => ({ sequence: 0, allReported: uses === 0, oldestOpenMs: undefined }),
     });
     closers.push(() => watcher.close());
     await watcher.whenLive();
@@ -239,6 +243,45 @@ describe("a token is revoked", () => {
       expect(gaps.map(({ message }) => (message as UseReportingGap).instance)).toEqual(["killed"]);
     });
   });
+
+  test("an SDK killed under constant load leaves a gap that begins just before, not when it was last idle", async () => {
+    await open("evidence: batched");
+    const { source, certificateThumbprint } = await openBilling();
+    const { identity, ...connection } = await connectionOf(await suite.identity("workload/invoices"));
+    const child = spawn(process.execPath, [fileURLToPath(new URL("./sdk-child.ts", import.meta.url))], {
+      stdio: ["pipe", "pipe", "ignore"],
+    });
+    const exited = once(child, "exit");
+    closers.push(async () => {
+      child.kill("SIGKILL");
+      await exited;
+    });
+    const addresses = { verifier: [at(services.verifier)], revocation: [at(services.revocation)] };
+    const held = { pair: identity.current(), secret: await source.current(), certificateThumbprint };
+    child.stdin.end(JSON.stringify({ ...connection, ...addresses, ...held }));
+    await Promise.race([once(child.stdout, "data"), exited.then(() => expect.unreachable("the child has ended"))]);
+    const decidedMs = async () =>
+      (await usesOf()).decided.map(({ decidedAt }) => (decidedAt ? timestampMs(decidedAt) : 0));
+    await eventually(async () => {
+      const times = await decidedMs();
+      // Longer than any of the times that a gap may begin too early by.
+      expect(Math.max(...times) - Math.min(...times)).toBeGreaterThan(4_000);
+    });
+    const killedMs = systemClock.now();
+    child.kill("SIGKILL");
+    await exited;
+    const [gap] = await eventually(async () => {
+      const events = await suite.events(topicNames.revocations);
+      const gaps = events.filter(({ type }) => type === "curfew.use-reporting.gap.v1");
+      expect(gaps).toHaveLength(1);
+      return gaps.map(({ message }) => message as UseReportingGap);
+    }, 20_000);
+    const fromMs = gap?.from ? timestampMs(gap.from) : 0;
+    expect(fromMs).toBeGreaterThan(killedMs - 1_500);
+    expect(fromMs).toBeLessThanOrEqual(killedMs);
+    expect(fromMs).toBeLessThanOrEqual(Math.max(...(await decidedMs())) + 50);
+    expect(gap?.to ? timestampMs(gap.to) : 0).toBeGreaterThan(killedMs);
+  }, 60_000);
 });
 
 describe("a token source", () => {

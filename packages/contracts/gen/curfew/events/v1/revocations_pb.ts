@@ -382,7 +382,7 @@ export type UseReportingGap = Message<"curfew.events.v1.UseReportingGap"> & {
   resourceService: string;
 
   /**
-   * When it last had everything reported.
+   * Every use that it decided before this was reported.
    *
    * @generated from field: google.protobuf.Timestamp from = 3;
    */
