@@ -4,6 +4,7 @@ import {
   createHmac,
   createPrivateKey,
   createPublicKey,
+  createSecretKey,
   diffieHellman,
   type KeyObject,
 } from "node:crypto";
@@ -45,7 +46,8 @@ const pkcs8Prefix = Buffer.from("302e020100300506032b656e04220420", "hex");
 const spkiPrefix = Buffer.from("302a300506032b656e032100", "hex");
 
 const hmac = (key: Uint8Array, ...data: Uint8Array[]): Buffer => {
-  const mac = createHmac("sha256", key);
+  // A key object: node looks at raw bytes for three times as long as it hashes.
+  const mac = createHmac("sha256", createSecretKey(key));
   for (const d of data) mac.update(d);
   return mac.digest();
 };
@@ -92,6 +94,9 @@ export const deriveKeyPair = (ikm: Uint8Array): KeyPair => {
 
 export const generateKeyPair = (random: Random): KeyPair => deriveKeyPair(random(keyBytes));
 
+/** Base mode has no pre-shared key. */
+const pskIdHash = labeledExtract(suiteOfHpke, none, "psk_id_hash", none);
+
 /** Both sides' key schedule (§4.1, §5.1): AES key and base nonce. Throws InvalidKey for a public key of low order. */
 const schedule = (mine: KeyObject, theirs: Uint8Array, enc: Uint8Array, recipient: Uint8Array, info: Uint8Array) => {
   let dh: Buffer;
@@ -103,11 +108,7 @@ const schedule = (mine: KeyObject, theirs: Uint8Array, enc: Uint8Array, recipien
   const eaePrk = labeledExtract(suiteOfKem, none, "eae_prk", dh);
   const kemContext = Buffer.concat([enc, recipient]);
   const shared = labeledExpand(suiteOfKem, eaePrk, "shared_secret", kemContext, 32);
-  const context = Buffer.concat([
-    Buffer.from([0]),
-    labeledExtract(suiteOfHpke, none, "psk_id_hash", none),
-    labeledExtract(suiteOfHpke, none, "info_hash", info),
-  ]);
+  const context = Buffer.concat([Buffer.from([0]), pskIdHash, labeledExtract(suiteOfHpke, none, "info_hash", info)]);
   const secret = labeledExtract(suiteOfHpke, shared, "secret", none);
   return {
     key: labeledExpand(suiteOfHpke, secret, "key", context, 32),
@@ -130,7 +131,7 @@ export const seal = (
   random: Random,
 ): Sealed => {
   const { enc, key, baseNonce } = senderContext(publicKey, info, generateKeyPair(random));
-  const cipher = createCipheriv("aes-256-gcm", key, baseNonce).setAAD(aad);
+  const cipher = createCipheriv("aes-256-gcm", createSecretKey(key), baseNonce).setAAD(aad);
   return { enc, ciphertext: Buffer.concat([cipher.update(plaintext), cipher.final(), cipher.getAuthTag()]) };
 };
 
