@@ -40,6 +40,8 @@ export interface SqliteWriter {
   run(sql: string, ...params: SqlValue[]): Promise<SqlResult>;
   /** Runs statements that happen together or not at all. */
   transact(...statements: Statement[]): Promise<readonly SqlResult[]>;
+  /** Resolves when the file can be read, and, after a write that the machine refused (full, read-only), written again. */
+  ping(): Promise<void>;
   stats(): SqliteWriterStats;
   /** Finishes what was given, then closes the file. */
   close(): Promise<void>;
@@ -99,6 +101,8 @@ class QueuedWriter implements SqliteWriter {
   #queuedBytes = 0;
   #commits = 0;
   #operations = 0;
+  /** A full disk still answers reads, so the last write is remembered. */
+  #refused: boolean = false;
   #ended: StoreUnavailable | undefined;
   #closing: boolean;
   readonly #exited: Promise<void>;
@@ -125,6 +129,12 @@ class QueuedWriter implements SqliteWriter {
 
   transact(...statements: Statement[]): Promise<readonly SqlResult[]> {
     return this.#enqueue(statements);
+  }
+
+  async ping(): Promise<void> {
+    await this.run("SELECT 1");
+    // Changes nothing, and needs a page of the log all the same.
+    if (this.#refused) await this.run("PRAGMA user_version = 0");
   }
 
   stats(): SqliteWriterStats {
@@ -169,6 +179,7 @@ class QueuedWriter implements SqliteWriter {
     for (const [i, waiting] of this.#waiting.splice(0, outcomes.length).entries()) {
       const outcome = outcomes[i] as Outcome;
       this.#queuedBytes -= waiting.bytes;
+      if (waiting.writes) this.#refused = "code" in outcome && isOutage(outcome.code);
       if ("code" in outcome) waiting.reject(isOutage(outcome.code) ? unavailable(outcome) : new SqlError(outcome));
       else {
         if (waiting.writes) this.#operations += 1;

@@ -181,6 +181,22 @@ describe("trouble", () => {
     expect(await documents.find({ limit: 10 })).toEqual([{ _id: "a", n: 1 }]);
   });
 
+  it("after a write that the machine refused, a ping fails until something can be written again", async () => {
+    const { store, file } = await opened();
+    const documents = await store.collection("c");
+    const { DatabaseSync } = await import("node:sqlite");
+    using other = new DatabaseSync(file);
+    other.exec("BEGIN IMMEDIATE");
+    await expect(store.ping()).resolves.toBeUndefined(); // nobody has tried
+    await expect(documents.insert({ _id: "a" })).rejects.toThrow(StoreUnavailable);
+    expect(await documents.find({ limit: 1 })).toEqual([]);
+    await expect(store.ping()).rejects.toThrow(StoreUnavailable);
+    other.exec("ROLLBACK");
+    await expect(store.ping()).resolves.toBeUndefined();
+    other.exec("BEGIN IMMEDIATE");
+    await expect(store.ping()).resolves.toBeUndefined();
+  });
+
   it("a folder that is absent or in which nothing can be written, or a file that is no database, does not open", async () => {
     const noDatabase = join(folderOf(), "text");
     writeFileSync(noDatabase, "hello ".repeat(1000));

@@ -44,9 +44,7 @@ export const sqliteStore = (writer: SqliteWriter): SqliteStore => {
       await table.ready;
       return new SqliteCollection<D>(writer, tableOf(name), table.columns);
     },
-    async ping() {
-      await writer.run("SELECT 1");
-    },
+    ping: () => writer.ping(),
     stats: () => writer.stats(),
     close: () => writer.close(),
   };

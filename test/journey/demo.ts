@@ -42,10 +42,18 @@ const introduction = `A service token leaks. Watch it die everywhere and become 
 Real services, real certificates, a real git repository, real mail: nothing here is acted.
 `;
 
+const readFlags = () => {
+  try {
+    const options = { json: { type: "boolean", default: false }, live: { type: "boolean", default: false } } as const;
+    return parseArgs({ options }).values;
+  } catch (error) {
+    process.stderr.write(`${(error as Error).message}\nnpm run demo -- [--json] [--live]\n`);
+    return process.exit(2);
+  }
+};
+
 const main = async () => {
-  const { values } = parseArgs({
-    options: { json: { type: "boolean", default: false }, live: { type: "boolean", default: false } },
-  });
+  const values = readFlags();
   if (values.live) assertAvailable();
   const startMs = performance.now();
   const colour = (format: "bold" | "dim", text: string) => styleText(format, text, { stream: process.stdout });
