@@ -47,6 +47,9 @@ export const openReactions = (parts: ReactionParts): Lease => {
   let woken = Promise.withResolvers<void>();
   knowledge.onSignal = () => woken.resolve();
   const work = async ({ signal }: Tenure) => {
+    const aborted = new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+    // A store from a backup must not go on by itself; one whose bus is away must.
+    await Promise.race([outbox.comparedOrUnasked, aborted]);
     const tenure = new ReactionTenure(parts, () => woken.resolve());
     signal.addEventListener("abort", () => woken.resolve(), { once: true });
     while (!signal.aborted) {

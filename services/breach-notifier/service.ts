@@ -158,13 +158,14 @@ export const openBreachNotifier = async (parts: BreachParts): Promise<RunningSer
   const ready = (async () => {
     [facts, uses] = await Promise.all(openings);
     for (const feed of [facts, uses]) feed.failed.catch(fail);
-    await Promise.all([facts.caughtUp, uses.caughtUp]);
+    await Promise.all([facts.caughtUp, uses.caughtUp, outbox.compared]);
     if (closing.signal.aborted) return;
     isReady = true;
     knowledge.onSignal();
     health = watchHealth({ health: server.health, service: BreachService, needs: ["store"], store, bus, clock, log });
   })();
   ready.catch(fail);
+  outbox.failed.catch(fail);
 
   const close = async () => {
     closing.abort();

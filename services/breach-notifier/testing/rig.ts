@@ -14,7 +14,7 @@ import {
   UseCompletedSchema,
   UseDecidedSchema,
 } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
-import type { Producer } from "@curfew/event-log/bus.ts";
+import type { Bus, Producer } from "@curfew/event-log/bus.ts";
 import { encodeEvent } from "@curfew/event-log/envelope.ts";
 import { eventTypeOf, topicNames } from "@curfew/event-log/event-types.ts";
 import { partitionFor } from "@curfew/event-log/partition.ts";
@@ -190,11 +190,39 @@ export const openRig = async () => {
       `revocations/${tokenId}`,
     );
 
+  let held: { readonly topic: string; readonly released: PromiseWithResolvers<void> } | undefined;
+  /** A bus that delivers nothing of a topic while that is held back. */
+  const holding = (inner: Bus): Bus => ({
+    openProducer: (options) => inner.openProducer(options),
+    // One for each topic, so that what is held back holds back no other, as on a broker.
+    async subscribe(options) {
+      const subscriptions = await Promise.all(
+        options.topics.map((topic) =>
+          inner.subscribe({
+            ...options,
+            topics: [topic],
+            onRecords: async (records) => {
+              if (topic === held?.topic) await held.released.promise;
+              await options.onRecords(records);
+            },
+          }),
+        ),
+      );
+      return {
+        failed: Promise.race(subscriptions.map((each) => each.failed)),
+        close: async () => void (await Promise.all(subscriptions.map((each) => each.close()))),
+      };
+    },
+    ends: (topic) => inner.ends(topic),
+    ping: () => inner.ping(),
+    close: () => inner.close(),
+  });
+
   /** One more replica. `kill` cuts it off from store and bus for good, as kill -9 does: it commits nothing any more. */
   const start = async (paging: PagingConfig | object = {}, o: { waitUntilReady?: boolean } = {}) => {
     const parts = await suite.parts("breach-notifier");
     const store = interruptibleStore(parts.store);
-    const own = interruptibleBus(parts.bus);
+    const own = interruptibleBus(holding(parts.bus));
     const opening = openBreachNotifier({
       ...parts,
       store: store.store,
@@ -222,7 +250,16 @@ export const openRig = async () => {
     };
   };
 
-  return { clock, suite, publish, issue, use, reportLeak, takeEffect, start, close: () => suite.close() };
+  return {
+    ...{ clock, suite, publish, issue, use, reportLeak, takeEffect, start },
+    /** Until the answer is called, no replica reads more of the topic. */
+    hold: (topic: string) => {
+      const released = Promise.withResolvers<void>();
+      held = { topic, released };
+      return () => released.resolve();
+    },
+    close: () => suite.close(),
+  };
 };
 export type Rig = Awaited<ReturnType<typeof openRig>>;
 export type Notifier = Awaited<ReturnType<Rig["start"]>>;
