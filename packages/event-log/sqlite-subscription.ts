@@ -2,9 +2,9 @@ import { StoreUnavailable } from "@curfew/document-store/port.ts";
 import type { SqlResult, Statement } from "@curfew/document-store/sqlite-job.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { InRecord, SubscribeOptions, Subscription } from "./bus.ts";
+import { recordsOf, segmentsFrom } from "./sqlite-segments.ts";
 
-const maxReadRecords = 1000;
-const maxReadBytes = 4 * 2 ** 20;
+const most = { records: 1000, bytes: 4 * 2 ** 20 };
 /** The file has not been readable for this long: the subscription has failed. */
 const maxStallMs = 30_000;
 const firstBackoffMs = 100;
@@ -92,17 +92,8 @@ export class SqliteSubscription implements Subscription {
     const sinceMs = clock.monotonicMs();
     for (let backoffMs = firstBackoffMs; ; backoffMs = Math.min(2 * backoffMs, maxBackoffMs)) {
       try {
-        const { rows } = await this.#feed.query(
-          batch,
-          topic,
-          partition,
-          position,
-          position,
-          topic,
-          partition,
-          position,
-        );
-        const records = rows.map((row) => parseRow(topic, partition, row));
+        const { rows } = await this.#feed.query(...segmentsFrom(topic, partition, position, most));
+        const records = recordsOf(topic, partition, position, rows);
         if (records.length === 0 || records.some((record, i) => record.offset !== position + i))
           throw new RangeError(`${topic}/${partition} has no offset ${position}`);
         return records;
@@ -115,26 +106,3 @@ export class SqliteSubscription implements Subscription {
     }
   }
 }
-
-/** Offsets are dense, so the number of records that fit is also the length of their range; sizes are read without their values. */
-const batch = `SELECT offset, timestamp_ms, key, headers, value FROM records
-  WHERE topic = ? AND partition = ? AND offset >= ? AND offset < ? + (
-    SELECT max(1, count(*)) FROM (
-      SELECT sum(size) OVER (ORDER BY offset) AS total FROM (
-        SELECT offset, length(key) + length(headers) + length(value) AS size FROM records
-        WHERE topic = ? AND partition = ? AND offset >= ? ORDER BY offset LIMIT ${maxReadRecords}))
-    WHERE total <= ${maxReadBytes})
-  ORDER BY offset`;
-
-const parseRow = (topic: string, partition: number, row: SqlResult["rows"][number]): InRecord => {
-  const [offset, timestampMs, key, headers, value] = row;
-  return {
-    topic,
-    partition,
-    offset: Number(offset),
-    timestampMs: Number(timestampMs),
-    key: String(key),
-    headers: JSON.parse(String(headers)) as [string, string][],
-    value: value as Uint8Array,
-  };
-};

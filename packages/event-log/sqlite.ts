@@ -22,6 +22,7 @@ import {
 import type { ChainedRecord } from "./chain.ts";
 import { NothingSent, openChainedProducer } from "./chained-producer.ts";
 import type { EpochRow } from "./epochs.ts";
+import { segmentOf, segmentTables } from "./sqlite-segments.ts";
 import { type Feed, SqliteSubscription } from "./sqlite-subscription.ts";
 
 export interface SqliteBusSettings {
@@ -49,7 +50,7 @@ export const openSqliteBus = async (settings: SqliteBusSettings & { readonly fil
   }
 };
 
-/** The bus on a writer that is already open; closing it closes the writer. Its tables are `records` and `lanes`, its view `partitions`. */
+/** The bus on a writer that is already open; closing it closes the writer. Its tables are `segments` and `lanes`, its views `records` and `partitions`. */
 export const sqliteBus = async (writer: SqliteWriter, settings: SqliteBusSettings): Promise<SqliteBus> => {
   const lanes = await prepare(writer, settings.topics).catch(rethrow);
   return new OpenSqliteBus(writer, settings, lanes);
@@ -74,22 +75,17 @@ const prepare = async (
 ): Promise<Map<string, Lane[]>> => {
   await writer.transact(
     ["CREATE TABLE IF NOT EXISTS lanes (topic TEXT, partition INTEGER, PRIMARY KEY (topic, partition)) STRICT"],
+    ...segmentTables,
+    // The last row says where a partition ends: a row that counted would have to be written with every append.
     [
-      `CREATE TABLE IF NOT EXISTS records (topic TEXT NOT NULL, partition INTEGER NOT NULL, offset INTEGER NOT NULL,
-         timestamp_ms INTEGER NOT NULL, key TEXT NOT NULL, headers TEXT NOT NULL, value BLOB NOT NULL) STRICT`,
-    ],
-    // Records lie in the order of their writing and only this small index is spread over the partitions: a commit to twelve of
-    // them writes half the pages.
-    ["CREATE UNIQUE INDEX IF NOT EXISTS places ON records (topic, partition, offset)"],
-    // The last record says where a partition ends: a row that counted would have to be written with every append.
-    [
-      `CREATE VIEW IF NOT EXISTS partitions AS SELECT topic, partition, 1 + coalesce((SELECT max(offset) FROM records
-         WHERE records.topic = lanes.topic AND records.partition = lanes.partition), -1) AS next_offset FROM lanes`,
+      `CREATE VIEW IF NOT EXISTS partitions AS SELECT topic, partition, coalesce((SELECT base + count FROM segments
+         WHERE segments.topic = lanes.topic AND segments.partition = lanes.partition ORDER BY base DESC LIMIT 1), 0)
+         AS next_offset FROM lanes`,
     ],
   );
   const { rows } = await writer.run(
-    `SELECT topic, next_offset, (SELECT timestamp_ms FROM records WHERE records.topic = partitions.topic
-       AND records.partition = partitions.partition AND offset = next_offset - 1)
+    `SELECT topic, next_offset, (SELECT timestamp_ms FROM segments WHERE segments.topic = partitions.topic
+       AND segments.partition = partitions.partition ORDER BY base DESC LIMIT 1)
      FROM partitions ORDER BY topic, partition`,
   );
   const lanes = new Map<string, Lane[]>();
@@ -208,24 +204,25 @@ class OpenSqliteBus implements SqliteBus, Feed {
 
   async #write(topic: string, lanes: readonly Lane[], records: readonly ChainedRecord[]): Promise<number[]> {
     const nowMs = this.#settings.clock.now();
-    const ends = lanes.map(({ end }) => end);
-    // The broker's clock never goes back within a partition.
-    const times = lanes.map(({ lastTimestampMs }) => Math.max(lastTimestampMs, nowMs));
-    const offsets: number[] = [];
-    const statements = records.map(({ partition, key, headers, value }): Statement => {
-      const offset = ends[partition] as number;
-      offsets.push(offset);
-      ends[partition] = offset + 1;
-      return [insertion, topic, partition, offset, times[partition] as number, key, headersText(headers), value];
-    });
+    const byPartition = Map.groupBy(records, ({ partition }) => partition);
+    const next = new Map<number, { offset: number; readonly timestampMs: number }>();
+    const statements: Statement[] = [];
+    for (const [partition, some] of byPartition) {
+      const { end, lastTimestampMs } = lanes[partition] as Lane;
+      // The broker's clock never goes back within a partition.
+      const timestampMs = Math.max(lastTimestampMs, nowMs);
+      statements.push(segmentOf(topic, partition, end, timestampMs, some));
+      next.set(partition, { offset: end, timestampMs });
+    }
     await this.#writer.transact(...statements).catch((error: unknown) => {
       if (error instanceof StoreUnavailable) throw new NothingSent(error.message, { cause: error });
       throw error instanceof SqlError ? new BusRefused(error.message, { cause: error }) : error;
     });
-    for (const { partition } of records) {
+    const offsets = records.map(({ partition }) => (next.get(partition) as { offset: number }).offset++);
+    for (const [partition, { offset, timestampMs }] of next) {
       const lane = lanes[partition] as Lane;
-      lane.end = ends[partition] as number;
-      lane.lastTimestampMs = times[partition] as number;
+      lane.end = offset;
+      lane.lastTimestampMs = timestampMs;
     }
     return offsets;
   }
@@ -257,7 +254,3 @@ class OpenSqliteBus implements SqliteBus, Feed {
 }
 
 const isBusy = (lane: Lane): boolean => lane.appending !== undefined;
-const insertion = "INSERT INTO records VALUES (?, ?, ?, ?, ?, ?, ?)";
-
-/** The pairs of `headers` in their order, as JSON. */
-const headersText = (headers: ChainedRecord["headers"]): string => JSON.stringify(Object.entries(headers));

@@ -1,0 +1,93 @@
+/**
+ * How records lie in the file of `sqlite.ts`: what one append brings to one partition is one row, its records one after another in
+ * `body` as they are; a row per record cost more than all else that a use costs. The view `records` shows them one by one.
+ */
+import type { SqlResult, SqlValue, Statement } from "@curfew/document-store/sqlite-job.ts";
+import type { InRecord, OutRecord } from "./bus.ts";
+
+const eachRecord = `(SELECT topic, partition, base + place.key AS offset, timestamp_ms, body,
+  place.value ->> 0 AS at, place.value ->> 1 AS keys, place.value ->> 2 AS heads, place.value ->> 3 AS size
+  FROM segments, json_each(places) AS place)`;
+
+export const segmentTables: readonly Statement[] = [
+  // Rows lie in the order of their writing, and only the small index is spread over the partitions. `base` is the offset of the first
+  // record, `count` how many there are, `places` of each: where it begins in `body`, and the bytes of key, headers and value.
+  [
+    `CREATE TABLE IF NOT EXISTS segments (topic TEXT NOT NULL, partition INTEGER NOT NULL, base INTEGER NOT NULL,
+       count INTEGER NOT NULL, timestamp_ms INTEGER NOT NULL, places TEXT NOT NULL, body BLOB NOT NULL) STRICT`,
+  ],
+  ["CREATE UNIQUE INDEX IF NOT EXISTS segment_places ON segments (topic, partition, base)"],
+  [
+    `CREATE VIEW IF NOT EXISTS records AS SELECT topic, partition, offset, timestamp_ms,
+       CAST(substr(body, at + 1, keys) AS TEXT) AS key, CAST(substr(body, at + keys + 1, heads) AS TEXT) AS headers,
+       substr(body, at + keys + heads + 1, size) AS value FROM ${eachRecord}`,
+  ],
+];
+
+const insertion = "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)";
+let scratch = Buffer.allocUnsafeSlow(64 * 1024);
+
+/** The row of records of one partition, in their order; at least one. */
+export const segmentOf = (
+  topic: string,
+  partition: number,
+  base: number,
+  timestampMs: number,
+  records: readonly OutRecord[],
+): Statement => {
+  const places: number[][] = [];
+  let end = 0;
+  for (const { key, headers, value } of records) {
+    const text = JSON.stringify(Object.entries(headers));
+    // A UTF-16 unit takes at most three bytes of UTF-8.
+    const most = end + 3 * (key.length + text.length) + value.byteLength;
+    if (most > scratch.length) {
+      const larger = Buffer.allocUnsafeSlow(2 * most);
+      scratch.copy(larger, 0, 0, end);
+      scratch = larger;
+    }
+    const keys = scratch.write(key, end);
+    const heads = scratch.write(text, end + keys);
+    scratch.set(value, end + keys + heads);
+    places.push([end, keys, heads, value.byteLength]);
+    end += keys + heads + value.byteLength;
+  }
+  const body = new Uint8Array(end);
+  body.set(scratch.subarray(0, end));
+  return [insertion, topic, partition, base, records.length, timestampMs, JSON.stringify(places), body];
+};
+
+/** Rows from the one with `position` on: as many as hold no more than so many records and bytes, at least one. */
+export const segmentsFrom = (
+  topic: string,
+  partition: number,
+  position: number,
+  most: { readonly records: number; readonly bytes: number },
+): Statement => [selection, topic, partition, position, most.records, most.bytes];
+
+const selection = `WITH first AS (SELECT max(base) AS base FROM segments WHERE topic = ?1 AND partition = ?2 AND base <= ?3),
+  next AS (SELECT s.base, s.rowid AS id, sum(count) OVER (ORDER BY s.base) AS records,
+    sum(size) OVER (ORDER BY s.base) AS bytes
+    FROM (SELECT rowid, base, count, length(body) AS size FROM segments WHERE topic = ?1 AND partition = ?2
+      AND base >= (SELECT base FROM first) ORDER BY base LIMIT ?4) AS s)
+  SELECT base, timestamp_ms, places, body FROM segments WHERE rowid IN (SELECT id FROM next
+    WHERE (records <= ?4 AND bytes <= ?5) OR base = (SELECT base FROM first)) ORDER BY base`;
+
+/** The records of such rows from `position` on. */
+export const recordsOf = (topic: string, partition: number, position: number, rows: SqlResult["rows"]): InRecord[] =>
+  rows.flatMap((row) => recordsOfRow(topic, partition, row).filter(({ offset }) => offset >= position));
+
+const recordsOfRow = (topic: string, partition: number, row: readonly SqlValue[]): InRecord[] => {
+  const [base, timestampMs, places, bytes] = row as [number, number, string, Uint8Array];
+  const body = Buffer.from(bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.byteLength);
+  return (JSON.parse(places) as [number, number, number, number][]).map(([at, keys, heads, size], i) => ({
+    topic,
+    partition,
+    offset: base + i,
+    timestampMs,
+    key: body.toString("utf8", at, at + keys),
+    headers: JSON.parse(body.toString("utf8", at + keys, at + keys + heads)) as [string, string][],
+    // Memory of its own: whoever keeps a value must not keep its neighbours.
+    value: bytes.slice(at + keys + heads, at + keys + heads + size),
+  }));
+};
