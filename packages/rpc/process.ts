@@ -260,7 +260,8 @@ export const runService = async <const S extends Spec>(program: ServiceProgram<S
     await Promise.race([service.ready, service.failed]);
     await service.failed;
   } catch (err) {
-    if (["NotPrivate", "KeyringError"].includes((err as Error).name)) complain(name, [(err as Error).message]);
+    if (["NotPrivate", "KeyringError", "AddressUnavailable"].includes((err as Error).name))
+      complain(name, [(err as Error).message]);
     log.error({ err }, "cannot go on");
     process.exit(1);
   }

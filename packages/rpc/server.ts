@@ -97,9 +97,20 @@ const addServices = (server: Server, services: readonly BoundService[], env: Cal
   }
 };
 
+/** The port is taken, or the address is none of this machine's. */
+export class AddressUnavailable extends Error {
+  override name = "AddressUnavailable";
+}
+
 const bind = (server: Server, address: string, credentials: MutualTlsServerCredentials): Promise<number> =>
   new Promise((resolve, reject) => {
-    server.bindAsync(address, credentials, (error, port) => (error ? reject(error) : resolve(port)));
+    server.bindAsync(address, credentials, (error, port) => {
+      if (!error) return resolve(port);
+      // The library gives the system's code in its text alone.
+      const code = /\bE[A-Z]{4,}\b/.exec(error.message)?.[0] ?? "for an unknown reason";
+      const why = code === "EADDRINUSE" ? "the port is taken" : code;
+      reject(new AddressUnavailable(`cannot listen on ${address}: ${why}`, { cause: error }));
+    });
   });
 
 const drain = async (server: Server, env: CallEnvironment, clock: Clock, graceMs: number): Promise<void> => {
@@ -115,7 +126,7 @@ const drain = async (server: Server, env: CallEnvironment, clock: Clock, graceMs
   server.forceShutdown();
 };
 
-/** Serves over mutual TLS 1.3 only: see `createGate` for who gets in. Rejects when the address cannot be bound. */
+/** Serves over mutual TLS 1.3 only: see `createGate` for who gets in. Rejects with AddressUnavailable when it cannot listen. */
 export const openServer = async (options: ServerOptions): Promise<RpcServer> => {
   const { address, identity, caPem, trustDomain, authorize, directory, clock, log } = options;
   const limits = { ...defaultServerLimits, ...options.limits };
