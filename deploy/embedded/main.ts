@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { parsePaging } from "@curfew/breach-notifier/paging.ts";
 import { KeyringError } from "@curfew/keyring/key-files.ts";
+import { AddressUnavailable } from "@curfew/rpc/server.ts";
 import { ConfigError } from "@curfew/runtime/config.ts";
 import { DirectoryInUse, NotPrivate } from "@curfew/runtime/exclusive.ts";
 import { openLog } from "@curfew/runtime/log.ts";
@@ -79,10 +80,8 @@ const main = async () => {
     await suite.failed;
   } catch (error) {
     if (error instanceof ConfigError) refuse(error.problems);
-    if ([DirectoryInUse, NotPrivate, KeyringError].some((kind) => error instanceof kind))
+    if ([DirectoryInUse, NotPrivate, KeyringError, AddressUnavailable].some((kind) => error instanceof kind))
       refuse([(error as Error).message]);
-    if ((error as NodeJS.ErrnoException).code === "EADDRINUSE")
-      refuse([`a port is taken: ${(error as Error).message}`]);
     log.error({ err: error }, "cannot go on");
     process.exit(1);
   }

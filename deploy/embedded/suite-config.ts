@@ -33,9 +33,13 @@ export const readSuiteConfig = (file: string, checkPaging: (yaml: string) => unk
     throw new ConfigError([`${file} cannot be read: name a YAML file with --config, or leave it out`]);
   }
   const document = parseDocument(text, { uniqueKeys: true });
-  if (document.errors.length > 0) throw new ConfigError(document.errors.map((e) => e.message.split("\n")[0] as string));
+  const inFile = (problem: string) => `${file}: ${problem}`;
+  // The first line alone: what follows shows the text, which may hold a secret in the wrong place.
+  if (document.errors.length > 0)
+    throw new ConfigError(document.errors.map((e) => inFile((e.message.split("\n")[0] as string).replace(/:$/, ""))));
   const root: unknown = document.toJS({ maxAliasCount: 10 });
-  if (typeof root !== "object" || root === null || Array.isArray(root)) throw new ConfigError(["an object is needed"]);
+  if (typeof root !== "object" || root === null || Array.isArray(root))
+    throw new ConfigError([inFile("a mapping of settings is needed")]);
   const top = root as Readonly<Record<string, unknown>>;
   const problems = Object.keys(top)
     .filter((key) => !known.includes(key))
@@ -46,6 +50,6 @@ export const readSuiteConfig = (file: string, checkPaging: (yaml: string) => unk
   const sections = { organisation: stringify(top.organisation ?? {}), paging: stringify(top.paging ?? {}) };
   const organisation = problemsOf(() => parseOrganisation(sections.organisation), problems);
   problemsOf(() => checkPaging(sections.paging), problems);
-  if (problems.length > 0 || !organisation) throw new ConfigError(problems.map((p) => `${file}: ${p}`));
+  if (problems.length > 0 || !organisation) throw new ConfigError(problems.map(inFile));
   return { trustDomain: trustDomain as string, organisation, sections };
 };
