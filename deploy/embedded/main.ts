@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { resolve } from "node:path";
 import { parsePaging } from "@curfew/breach-notifier/paging.ts";
+import { StoreBehind } from "@curfew/event-log/own-topic.ts";
 import { KeyringError } from "@curfew/keyring/key-files.ts";
 import { AddressUnavailable } from "@curfew/rpc/server.ts";
 import { ConfigError } from "@curfew/runtime/config.ts";
@@ -82,7 +83,8 @@ const main = async () => {
     if (error instanceof ConfigError) refuse(error.problems);
     if ([DirectoryInUse, NotPrivate, KeyringError, AddressUnavailable].some((kind) => error instanceof kind))
       refuse([(error as Error).message]);
-    log.error({ err: error }, "cannot go on");
+    if (error instanceof StoreBehind) process.stderr.write(`curfew does not start: ${error.message}\n`);
+    else log.error({ err: error }, "cannot go on");
     process.exit(1);
   }
 };

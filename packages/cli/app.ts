@@ -3,6 +3,7 @@ import { audit } from "./commands/audit.ts";
 import { ack, caseRoutes } from "./commands/case.ts";
 import { identity } from "./commands/identity.ts";
 import { policy } from "./commands/policy.ts";
+import { restore } from "./commands/restore.ts";
 import { revoke } from "./commands/revoke.ts";
 import { scan } from "./commands/scan.ts";
 import { token } from "./commands/token.ts";
@@ -25,6 +26,7 @@ const routes = buildRouteMap({
     case: caseRoutes,
     ack,
     audit,
+    restore,
     completion,
   },
 });

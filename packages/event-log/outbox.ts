@@ -3,7 +3,8 @@ import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import type { Random } from "@curfew/runtime/random.ts";
 import type { Bus } from "./bus.ts";
-import { type Lease, type LeaseRow, openLease } from "./lease.ts";
+import { type Lease, type LeaseRow, openLease, type Tenure } from "./lease.ts";
+import { comparePatiently } from "./own-topic.ts";
 import { openRelay, type Relay } from "./relay.ts";
 import { type EventStreams, openEventStreams } from "./streams.ts";
 
@@ -13,7 +14,16 @@ export interface Outbox {
   readonly relay: Relay;
   readonly topic: string;
   readonly leases: Collection<LeaseRow>;
-  /** Begins to contend for the relay's lease; `address` is where this replica answers its fellows (host:port). */
+  /**
+   * Resolves once the store is known to have all that its topic has: before that nothing is published, and nothing should be served.
+   * Rejects with StoreBehind; never resolves once closed, or before `start`.
+   */
+  readonly compared: Promise<void>;
+  /** As `compared`, but resolves too once the bus could not be asked: for what must go on without it. */
+  readonly comparedOrUnasked: Promise<void>;
+  /** Rejects as `compared` does. */
+  readonly failed: Promise<never>;
+  /** Begins to compare, and to contend for the relay's lease; `address` is where this replica answers its fellows (host:port). */
   start(address: string): void;
   /** Gives the lease back after the open send. */
   close(): Promise<void>;
@@ -50,12 +60,42 @@ export const openOutbox = async (parts: OutboxParts): Promise<Outbox> => {
     lease: () => lease,
     wake: parts.wake,
   });
+  const closing = new AbortController();
+  const compared = Promise.withResolvers<void>();
+  const comparedOrUnasked = Promise.withResolvers<void>();
+  const failed = Promise.withResolvers<never>();
+  for (const { promise } of [compared, comparedOrUnasked, failed]) promise.catch(() => undefined); // whoever waits sees it
+  const compare = () => {
+    const own = { bus, commits: streams.commits, topic, service, clock, log };
+    comparePatiently(own, closing.signal, comparedOrUnasked.resolve).then(
+      () => {
+        compared.resolve();
+        comparedOrUnasked.resolve();
+      },
+      (error) => {
+        if (closing.signal.aborted) return;
+        log.error({ err: error }, "the store cannot be served");
+        for (const each of [compared, comparedOrUnasked, failed]) each.reject(error);
+      },
+    );
+  };
+  /** The relay's work, once nothing of ours can fork what is on the topic. */
+  const work = async (tenure: Tenure) => {
+    const over = Promise.withResolvers<"over">();
+    tenure.signal.addEventListener("abort", () => over.resolve("over"), { once: true });
+    if (tenure.signal.aborted || (await Promise.race([compared.promise, over.promise])) === "over") return;
+    await relay.work(tenure);
+  };
   return {
     streams,
     relay,
     topic,
     leases,
+    compared: compared.promise,
+    comparedOrUnasked: comparedOrUnasked.promise,
+    failed: failed.promise,
     start(address) {
+      compare();
       lease = openLease({
         rows: leases,
         name: `relay-${service}`,
@@ -64,9 +104,12 @@ export const openOutbox = async (parts: OutboxParts): Promise<Outbox> => {
         clock,
         log,
         exclusive: parts.exclusive,
-        work: relay.work,
+        work,
       });
     },
-    close: async () => void (await lease?.close()),
+    async close() {
+      closing.abort();
+      await lease?.close();
+    },
   };
 };

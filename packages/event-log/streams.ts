@@ -67,6 +67,9 @@ const decode = (event: CommitDoc["events"][number]): Message => {
   return fromBinary(row.desc, event.value);
 };
 
+export const openCommits = (store: DocumentStore): Promise<Collection<CommitDoc>> =>
+  store.collection<CommitDoc>("commits", { indexes: ["unpublished", "held"] });
+
 export const openEventStreams = async (parts: {
   store: DocumentStore;
   /** ce_source, e.g. /issuer. */
@@ -74,7 +77,7 @@ export const openEventStreams = async (parts: {
   clock: Clock;
   random: Random;
 }): Promise<EventStreams> => {
-  const commits = await parts.store.collection<CommitDoc>("commits", { indexes: ["unpublished", "held"] });
+  const commits = await openCommits(parts.store);
   const { clock, random, source } = parts;
 
   const commitOf = (

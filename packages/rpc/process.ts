@@ -5,6 +5,9 @@ import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import { type DocumentStore, StoreUnavailable } from "@curfew/document-store/port.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { openKafkaBus } from "@curfew/event-log/kafka.ts";
+import { ownTopics } from "@curfew/event-log/own-topic.ts";
+import { restoreFromTopic } from "@curfew/event-log/restore.ts";
+import { openCommits } from "@curfew/event-log/streams.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import {
@@ -87,6 +90,10 @@ const commonSpec = (service: string) =>
     listen: address({ about: "host:port to listen on", anyPort: true }),
     reflection: boolean({ about: "serve gRPC reflection", default: false }),
     logLevel: oneOf({ about: "log level", values: ["debug", "info", "warn", "error"], default: "info" }),
+    restore: boolean({
+      about: "copy back from its topic what a store restored from a backup lacks, before it serves; set it once",
+      default: false,
+    }),
     graceMs: durationMs({ about: "time to stop in", default: 5_000, minMs: 100, maxMs: 60_000 }),
   }) as const;
 
@@ -222,6 +229,14 @@ const openParts = async (
   };
 };
 
+/** Of a service that has streams of its own; the others have nothing to restore. */
+const restore = async (name: string, { store, bus, log }: ServiceParts): Promise<void> => {
+  const topic = ownTopics[name];
+  if (topic === undefined) return log.warn({}, "CURFEW_RESTORE: this service has nothing to restore");
+  const own = { bus, commits: await openCommits(store), topic, service: name, log };
+  log.warn({ topic, ...(await restoreFromTopic(own)) }, "restored: start without CURFEW_RESTORE from now on");
+};
+
 const complain = (name: string, problems: readonly string[]): never => {
   process.stderr.write(`${name}: the configuration is wrong:\n${problems.map((p) => `  ${p}\n`).join("")}`);
   process.exit(2);
@@ -254,6 +269,7 @@ export const runService = async <const S extends Spec>(program: ServiceProgram<S
   onShutdown(steps, { graceMs: config.graceMs, log });
   try {
     const parts = await openParts(name, config, log, steps);
+    if (config.restore) await restore(name, parts);
     const service = await program.open(parts, config);
     steps.push({ name, close: () => service.close() });
     void service.ready.then(() => process.stdout.write(`ready ${name} ${config.listen.host}:${service.port}\n`));

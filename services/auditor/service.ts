@@ -3,8 +3,10 @@ import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { type Lease, openLease } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
+import { RpcError } from "@curfew/rpc/errors.ts";
 import type { HealthState } from "@curfew/rpc/health.ts";
 import { openWaker, type RunningService, relayService, type ServiceParts, serve } from "@curfew/rpc/replica.ts";
+import type { AnyHandler, BoundService, CallContext } from "@curfew/rpc/service-definition.ts";
 import { type BatchDoc, LedgerBroken } from "./domain.ts";
 import { openFollower } from "./follower.ts";
 import { auditorService } from "./grpc.ts";
@@ -46,6 +48,16 @@ const keepHealth = async (
   }
 };
 
+const whenReady = (service: BoundService, isReady: () => boolean): BoundService => {
+  const message = "the store has not been compared with its topic yet; try again";
+  const gate = (handler: AnyHandler) => (input: unknown, ctx: CallContext) => {
+    if (!isReady()) throw new RpcError({ status: "UNAVAILABLE", reason: "NOT_READY", message, retryDelayMs: 500 });
+    return handler(input, ctx);
+  };
+  const handlers = Object.entries(service.handlers).map(([method, handler]) => [method, gate(handler)]);
+  return { ...service, handlers: Object.fromEntries(handlers) };
+};
+
 /** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */
 export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningService> => {
   const { store, bus, clock, log, instance } = parts;
@@ -68,9 +80,11 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
     void lease?.close();
   };
   follower.failed.catch(failed.reject);
+  outbox.failed.catch(failed.reject);
+  let isReady = false;
 
   const server = await serve(parts, [
-    auditorService({ batches, models, ledger, follower, broken }),
+    whenReady(auditorService({ batches, models, ledger, follower, broken }), () => isReady),
     relayService(outbox.relay, outbox.topic),
   ]);
   const address = `localhost:${server.port}`;
@@ -84,6 +98,9 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
     log,
     exclusive: parts.exclusive,
     work: async (tenure) => {
+      const aborted = new Promise((resolve) => tenure.signal.addEventListener("abort", resolve, { once: true }));
+      await Promise.race([outbox.compared, aborted]);
+      if (tenure.signal.aborted) return;
       try {
         await Promise.all([sealUntil({ ledger, bus, clock, log }, tenure), ledger.verifyAll(tenure.signal)]);
       } catch (error) {
@@ -94,7 +111,11 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   });
   const closing = new AbortController();
   const ready = Promise.withResolvers<void>();
-  void keepHealth(parts, server.health, closing.signal, ready.resolve);
+  ready.promise.catch(() => undefined); // whoever runs the service looks at it
+  outbox.compared.then(() => {
+    isReady = true;
+    void keepHealth(parts, server.health, closing.signal, ready.resolve);
+  }, ready.reject);
   const close = async () => {
     closing.abort();
     await server.close(closeGraceMs);

@@ -120,19 +120,20 @@ export const openIssuer = async (parts: IssuerParts): Promise<RunningService> =>
   let reactions: Lease | undefined;
   let closing = false;
   const start = async () => {
-    await feeds.caughtUp();
+    await Promise.all([feeds.caughtUp(), outbox.compared]);
     if (closing) return;
     isReady = true;
     health = watchHealth({ health: server.health, service: IssuerService, needs: ["store"], store, bus, clock, log });
     reactions = openReactions(parts, core, address);
   };
   const ready = start();
-  ready.catch(() => undefined); // whoever runs the service looks at it
+  const failed = Promise.race([feeds.failed, outbox.failed]);
+  for (const promise of [ready, failed]) promise.catch(() => undefined); // whoever runs the service looks at it
 
   return {
     port: server.port,
     ready,
-    failed: feeds.failed,
+    failed,
     async close() {
       closing = true;
       health?.close();

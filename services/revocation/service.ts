@@ -65,6 +65,7 @@ type Core = Awaited<ReturnType<typeof openCore>>;
 
 /** The topics as this replica reads them; the server answers meanwhile, for the bus may take its time. */
 const openLog = ({ bus, clock, log, instance }: ServiceParts, core: Core) => {
+  const { compared, failed: behind } = core.outbox;
   let opened: Feed | undefined;
   let served: Feed | undefined;
   let closed = false;
@@ -79,15 +80,15 @@ const openLog = ({ bus, clock, log, instance }: ServiceParts, core: Core) => {
   };
   const { apply } = createProjection({ ...core, clock, watched: () => served !== undefined });
   const opening = openFeed({ bus: asked as Bus, name: `revocation-${instance}`, topics, clock, log, apply });
-  const failed = opening.then((feed) => feed.failed);
+  const failed = Promise.race([opening.then((feed) => feed.failed), behind]);
   failed.catch(() => undefined); // whoever runs the service looks at it
   return {
     failed,
-    /** Undefined until everything that was on the topics at start is applied. */
+    /** Undefined until everything that was on the topics at start is applied, and our store has all that is on our own. */
     served: () => served,
     async caughtUp(): Promise<void> {
       opened = await opening;
-      await opened.caughtUp;
+      await Promise.all([opened.caughtUp, compared]);
       served = opened;
     },
     async close(): Promise<void> {
