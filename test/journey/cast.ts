@@ -9,7 +9,7 @@ import { systemClock } from "@curfew/runtime/clock.ts";
 
 /** The people and workloads of a journey, each with its own certificate, talking to a running suite. */
 export const openCast = (endpoints: () => Endpoints, dataDir: string) => {
-  const closers: (() => Promise<unknown> | void)[] = [];
+  const closers: (() => unknown)[] = [];
   const identity = (path: string): IdentitySource => {
     const file = (name: string) => readFileSync(join(dataDir, "identity", path, name), "utf8");
     return createIdentitySource({ certPem: file("cert.pem"), keyPem: file("key.pem") });
@@ -53,7 +53,7 @@ export const openCast = (endpoints: () => Endpoints, dataDir: string) => {
     async close() {
       for (const close of closers.splice(0).toReversed()) await close();
     },
-    onClose: (close: () => Promise<unknown> | void) => void closers.push(close),
+    onClose: (close: () => unknown) => void closers.push(close),
   };
 };
 

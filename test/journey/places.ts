@@ -23,8 +23,8 @@ const lookAtRecord = (look: Look, { topic, partition, offset, key, headers, valu
   look("record", where, value);
 };
 
-/** Every record of every topic that is there when it begins. */
-export const lookAtTopics = async (bus: Bus, look: Look): Promise<void> => {
+/** Gives every record of every topic that is there when it begins. */
+const readTopics = async (bus: Bus, each: (record: InRecord) => void): Promise<void> => {
   const missing = new Set<string>();
   const ends = new Map<string, readonly number[]>();
   for (const { name } of topics) {
@@ -40,7 +40,7 @@ export const lookAtTopics = async (bus: Bus, look: Look): Promise<void> => {
     start: () => 0,
     onRecords: (records) => {
       for (const record of records) {
-        lookAtRecord(look, record);
+        each(record);
         missing.delete(`${record.topic}/${record.partition}@${record.offset}`);
       }
       if (missing.size === 0) done.resolve();
@@ -56,21 +56,30 @@ export const lookAtTopics = async (bus: Bus, look: Look): Promise<void> => {
   }
 };
 
+export const lookAtTopics = (bus: Bus, look: Look) => readTopics(bus, (record) => lookAtRecord(look, record));
+
 /** A reader of its own: it makes no producer, so where its epochs are kept does not matter. */
-const withBus = async (open: (epochs: Parameters<typeof openSqliteBus>[0]["epochs"]) => Promise<Bus>, look: Look) => {
+const withBus = async (
+  open: (epochs: Parameters<typeof openSqliteBus>[0]["epochs"]) => Promise<Bus>,
+  each: (record: InRecord) => void,
+) => {
   const store = await openSqliteStore({ file: ":memory:" });
   try {
     const bus = await open(await store.collection<EpochRow>("epochs"));
-    await lookAtTopics(bus, look).finally(() => bus.close());
+    await readTopics(bus, each).finally(() => bus.close());
   } finally {
     await store.close();
   }
 };
 
-export const lookAtSqliteBus = (file: string, look: Look): Promise<void> => {
+/** Every record in a bus file, also while a suite is at work on it. */
+export const readSqliteBus = (file: string, each: (record: InRecord) => void): Promise<void> => {
   const partitions = Object.fromEntries(topics.map((topic) => [topic.name, topic.partitions]));
-  return withBus((epochs) => openSqliteBus({ file, epochs, clock: systemClock, topics: partitions }), look);
+  return withBus((epochs) => openSqliteBus({ file, epochs, clock: systemClock, topics: partitions }), each);
 };
+
+export const lookAtSqliteBus = (file: string, look: Look): Promise<void> =>
+  readSqliteBus(file, (record) => lookAtRecord(look, record));
 
 export const lookAtKafka = (
   brokers: readonly string[],
@@ -79,7 +88,10 @@ export const lookAtKafka = (
 ): Promise<void> => {
   const text = (file: string) => readFileSync(file, "utf8");
   const ssl = () => ({ ca: text(files.ca), cert: text(files.cert), key: text(files.key) });
-  return withBus((epochs) => openKafkaBus({ brokers, clientId: "canary", clock: systemClock, epochs, ssl }), look);
+  return withBus(
+    (epochs) => openKafkaBus({ brokers, clientId: "canary", clock: systemClock, epochs, ssl }),
+    (record) => lookAtRecord(look, record),
+  );
 };
 
 const isSqlite = (file: string): boolean => {

@@ -114,7 +114,7 @@ const openLive = async (dataDir: string, configFile: string, log: Log): Promise<
 export const openStage = async (options: { readonly live: boolean }): Promise<Stage> => {
   const workDir = mkdtempSync(join(tmpdir(), "curfew-journey-"));
   const dataDir = join(workDir, "data");
-  const closers: (() => Promise<unknown> | void)[] = [() => rmSync(workDir, { recursive: true, force: true })];
+  const closers: (() => unknown)[] = [() => rmSync(workDir, { recursive: true, force: true })];
   const close = async () => {
     for (const each of closers.splice(0).toReversed()) await each();
   };
