@@ -104,3 +104,44 @@ export class ActiveCall {
     return this.#controller.signal;
   }
 }
+
+const tooMany = (message: string) =>
+  new RpcError({ status: "RESOURCE_EXHAUSTED", reason: "TOO_MANY_CALLS", message, retryDelayMs: 1000 });
+
+/** The calls of one kind that are under way, bounded in all and for each caller. */
+export class CallSet implements Iterable<ActiveCall> {
+  readonly #calls = new Set<ActiveCall>();
+  readonly #byCaller = new Map<string, number>();
+  readonly #max: number;
+  readonly #maxPerCaller: number;
+
+  constructor(max: number, maxPerCaller: number) {
+    this.#max = max;
+    this.#maxPerCaller = maxPerCaller;
+  }
+
+  /** Throws RpcError RESOURCE_EXHAUSTED when this caller may have no further one. */
+  assertRoomFor(callerUri: string): void {
+    if (this.#calls.size >= this.#max) throw tooMany("too many calls at once");
+    if ((this.#byCaller.get(callerUri) ?? 0) >= this.#maxPerCaller)
+      throw tooMany(`at most ${this.#maxPerCaller} calls of one caller at once`);
+  }
+
+  add(call: ActiveCall): void {
+    const { uri } = call.ctx.caller;
+    this.#calls.add(call);
+    this.#byCaller.set(uri, (this.#byCaller.get(uri) ?? 0) + 1);
+  }
+
+  delete(call: ActiveCall): void {
+    if (!this.#calls.delete(call)) return;
+    const { uri } = call.ctx.caller;
+    const left = (this.#byCaller.get(uri) ?? 1) - 1;
+    if (left > 0) this.#byCaller.set(uri, left);
+    else this.#byCaller.delete(uri);
+  }
+
+  [Symbol.iterator](): Iterator<ActiveCall> {
+    return this.#calls[Symbol.iterator]();
+  }
+}

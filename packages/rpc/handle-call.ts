@@ -12,8 +12,8 @@ import type {
   sendUnaryData,
   UntypedHandleCall,
 } from "@grpc/grpc-js";
-import { ActiveCall, type SurfaceCall, shuttingDown } from "./active-call.ts";
-import { encodeFailure, RpcError } from "./errors.ts";
+import { ActiveCall, type CallSet, type SurfaceCall, shuttingDown } from "./active-call.ts";
+import { encodeFailure } from "./errors.ts";
 import { failureOf, type RpcLog } from "./failure-of.ts";
 import type { Peer } from "./identity.ts";
 import { encodeResponse, parseRequest } from "./request.ts";
@@ -26,9 +26,9 @@ export interface CallEnvironment {
   readonly random: Random;
   /** Whom the interceptor found behind a call, by the metadata object it let through. */
   readonly peers: WeakMap<Metadata, Peer>;
-  readonly unary: Set<ActiveCall>;
-  readonly streams: Set<ActiveCall>;
-  readonly limits: { readonly maxDeadlineMs: number; readonly maxCalls: number; readonly maxStreams: number };
+  readonly unary: CallSet;
+  readonly streams: CallSet;
+  readonly limits: { readonly maxDeadlineMs: number };
   stopping: boolean;
 }
 
@@ -41,10 +41,7 @@ const admit = (call: Call, bound: BoundService, method: DescMethod, env: CallEnv
   if (env.stopping) throw shuttingDown();
   const streams = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
   const open = streams ? env.streams : env.unary;
-  if (open.size >= (streams ? env.limits.maxStreams : env.limits.maxCalls)) {
-    const message = "too many calls at once";
-    throw new RpcError({ status: "RESOURCE_EXHAUSTED", reason: "TOO_MANY_CALLS", message, retryDelayMs: 1000 });
-  }
+  open.assertRoomFor(peer.caller.uri);
   const capMs =
     bound.deadlineCapsMs[method.localName] ?? (streams ? Number.POSITIVE_INFINITY : env.limits.maxDeadlineMs);
   const active = new ActiveCall({

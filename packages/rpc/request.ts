@@ -1,8 +1,10 @@
 import { create, type DescMessage, fromBinary, type MessageShape, toBinary } from "@bufbuild/protobuf";
 import { pathToString } from "@bufbuild/protobuf/reflect";
 import { createValidator, type Violation } from "@bufbuild/protovalidate";
-import { RpcError } from "./errors.ts";
+import { openCertainlyValid } from "./certainly-valid.ts";
+import { type FieldViolation, RpcError } from "./errors.ts";
 import { bufferOf } from "./service-definition.ts";
+import { malformedFields } from "./well-formed.ts";
 
 const compiled = new Map<string, RegExp>();
 
@@ -17,6 +19,7 @@ const regexMatch = (pattern: string, against: string): boolean => {
 };
 
 const validator = createValidator({ regexMatch });
+const certainlyValid = openCertainlyValid(regexMatch);
 /** More than this tells a caller nothing new. */
 const maxFieldViolations = 20;
 
@@ -26,6 +29,12 @@ const fieldViolation = (violation: Violation) => ({
   // google.rpc.BadRequest wants [A-Z][A-Z0-9_]+: `string.min_len` becomes STRING_MIN_LEN.
   reason: violation.ruleId.toUpperCase().replace(/[^A-Z0-9]+/g, "_"),
 });
+
+const invalid = (fieldViolations: readonly FieldViolation[]): RpcError => {
+  const named = fieldViolations.map((v) => (v.field ? `${v.field}: ${v.description}` : v.description));
+  const message = `invalid request: ${named.slice(0, 3).join("; ")}`;
+  return new RpcError({ status: "INVALID_ARGUMENT", reason: "INVALID_REQUEST", message, fieldViolations });
+};
 
 /** Decodes a request and checks the rules of its proto. Throws RpcError INVALID_ARGUMENT, with a BadRequest for broken rules. */
 export const parseRequest = <D extends DescMessage>(desc: D, bytes: Uint8Array): MessageShape<D> => {
@@ -38,14 +47,12 @@ export const parseRequest = <D extends DescMessage>(desc: D, bytes: Uint8Array):
       { cause },
     );
   }
+  const malformed = malformedFields(desc, message);
+  if (malformed.length > 0) throw invalid(malformed);
+  if (certainlyValid(desc, message)) return message;
   const result = validator.validate(desc, message);
   if (result.kind === "error") throw result.error;
-  if (result.kind === "invalid") {
-    const fieldViolations = result.violations.slice(0, maxFieldViolations).map(fieldViolation);
-    const named = fieldViolations.map((v) => (v.field ? `${v.field}: ${v.description}` : v.description));
-    const message = `invalid request: ${named.slice(0, 3).join("; ")}`;
-    throw new RpcError({ status: "INVALID_ARGUMENT", reason: "INVALID_REQUEST", message, fieldViolations });
-  }
+  if (result.kind === "invalid") throw invalid(result.violations.slice(0, maxFieldViolations).map(fieldViolation));
   return message;
 };
 

@@ -4,7 +4,7 @@ import { Health } from "@curfew/contracts/gen/grpc/health/v1/health_pb.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { type Random, systemRandom } from "@curfew/runtime/random.ts";
 import { Server, type UntypedServiceImplementation } from "@grpc/grpc-js";
-import { shuttingDown } from "./active-call.ts";
+import { CallSet, shuttingDown } from "./active-call.ts";
 import type { AuthorizationTable, Directory } from "./authorization.ts";
 import { type IdentitySource, MutualTlsServerCredentials } from "./credentials.ts";
 import type { RpcLog } from "./failure-of.ts";
@@ -26,6 +26,9 @@ export interface ServerLimits {
   readonly maxCalls: number;
   /** Calls that answer a stream, likewise. */
   readonly maxStreams: number;
+  /** Of both, those of one caller: the others must find room while one of them takes all he gets. */
+  readonly maxCallsPerCaller: number;
+  readonly maxStreamsPerCaller: number;
   /** Then the client is asked to connect again: it bounds how long an open stream outlives a certificate or a role. */
   readonly maxConnectionAgeMs: number;
   readonly maxConnectionAgeGraceMs: number;
@@ -40,7 +43,9 @@ export const defaultServerLimits: ServerLimits = {
   maxResponseBytes: 4 * 1024 * 1024,
   maxConcurrentStreams: 1024,
   maxCalls: 4096,
-  maxStreams: 1024,
+  maxStreams: 4096,
+  maxCallsPerCaller: 2048,
+  maxStreamsPerCaller: 512,
   maxConnectionAgeMs: 3_600_000,
   maxConnectionAgeGraceMs: 30_000,
   maxConnectionIdleMs: 900_000,
@@ -137,8 +142,8 @@ export const openServer = async (options: ServerOptions): Promise<RpcServer> => 
     random,
     limits,
     peers: new WeakMap(),
-    unary: new Set(),
-    streams: new Set(),
+    unary: new CallSet(limits.maxCalls, limits.maxCallsPerCaller),
+    streams: new CallSet(limits.maxStreams, limits.maxStreamsPerCaller),
     stopping: false,
   };
   const self = callerOfNames(new X509Certificate(identity.current().certPem).subjectAltName, trustDomain);

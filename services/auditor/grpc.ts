@@ -1,5 +1,5 @@
 import { hash } from "node:crypto";
-import { toJsonString } from "@bufbuild/protobuf";
+import { type DescMessage, type Message, toJsonString } from "@bufbuild/protobuf";
 import { type Timestamp, timestampMs } from "@bufbuild/protobuf/wkt";
 import {
   AuditorService,
@@ -60,6 +60,15 @@ const invalid = (reason: string, message: string, field: string) =>
   });
 const notFound = (message: string) => new RpcError({ status: "NOT_FOUND", reason: "EVENT_NOT_FOUND", message });
 
+/** Empty for what decodes but has no JSON form (a time outside protobuf's range): it is in the ledger all the same, and in the leaf. */
+const jsonOf = (desc: DescMessage, message: Message): string => {
+  try {
+    return toJsonString(desc, message);
+  } catch {
+    return "";
+  }
+};
+
 const sealedEvent = (row: EntryRow) => {
   const record = decodeLeaf(row.leaf);
   const header = (name: string) => (headerOf(record, name) ?? "").toWellFormed();
@@ -75,7 +84,7 @@ const sealedEvent = (row: EntryRow) => {
     subject: header("ce_subject"),
     ...(message && row.timeMs !== undefined && { time: timestampOf(row.timeMs) }),
     tokenId: tokenOf(record, message) ?? "",
-    json: message && desc ? toJsonString(desc, message) : "",
+    json: message && desc ? jsonOf(desc, message) : "",
   };
 };
 

@@ -154,7 +154,8 @@ export const parsePolicy = (document: string): ParsedPolicy => {
     if (problems.length < maxProblems) problems.push({ field, description });
   };
   const refused = () => ({ ok: false as const, problems });
-  const yaml = parseDocument(document, { uniqueKeys: true, prettyErrors: false });
+  // Quiet: a warning would write pieces of the document to standard error.
+  const yaml = parseDocument(document, { uniqueKeys: true, prettyErrors: false, logLevel: "silent" });
   for (const error of [...yaml.errors, ...yaml.warnings]) {
     const line = document.slice(0, error.pos[0]).split("\n").length;
     report("document", `line ${line}: ${error.code.toLowerCase().replaceAll("_", " ")}`);
