@@ -32,29 +32,58 @@ export const maxSubjectChars = 480;
 const subjectForm = /^[\x21-\x7e]+$/;
 
 /** The exact bytes and headers of an event, made once and never again. Throws for what the bus would refuse: it would never get out. */
-export const encodeEvent = (message: Message, context: EncodeContext): EncodedEvent => {
+export const encodeEvent = (
+  message: Message,
+  context: EncodeContext,
+  /** Its bytes, where there is a faster way to them. */
+  value: Uint8Array = toBinary(eventTypeOf(message).desc, message),
+): EncodedEvent => {
   const { desc, type } = eventTypeOf(message);
-  const value = toBinary(desc, message);
   if (value.length === 0) throw new TypeError(`${type} is all defaults: an empty value would be a tombstone`);
   if (value.length > maxEventBytes) throw new RangeError(`${type} takes ${value.length} bytes, over ${maxEventBytes}`);
   if (!subjectForm.test(context.subject) || context.subject.length > maxSubjectChars)
     throw new RangeError(`the subject of a ${type} is not 1 to ${maxSubjectChars} characters of printable ASCII`);
-  return {
-    value,
-    headers: {
-      "content-type": "application/protobuf",
-      ce_specversion: "1.0",
-      ce_id: context.id ?? uuidV7(context.nowMs, context.random),
-      ce_source: context.source,
-      ce_type: type,
-      ce_subject: context.subject,
-      ce_time: new Date(context.nowMs).toISOString(),
-      ce_dataschema: desc.typeName,
-      ce_partitionkey: context.subject,
-      ...(context.sequence === undefined ? {} : { ce_sequence: String(context.sequence) }),
-      traceparent: context.traceparent,
-    },
-  };
+  return { value, headers: headersFor(type, desc.typeName, context) };
+};
+
+/** Written out twice: an object made of pieces takes three times as long, and every event has one. */
+const headersFor = (type: string, schema: string, context: EncodeContext): EventHeaders => {
+  const { source, subject, nowMs, traceparent, sequence } = context;
+  const id = context.id ?? uuidV7(nowMs, context.random);
+  const time = isoOf(nowMs);
+  return sequence === undefined
+    ? {
+        "content-type": "application/protobuf",
+        ce_specversion: "1.0",
+        ce_id: id,
+        ce_source: source,
+        ce_type: type,
+        ce_subject: subject,
+        ce_time: time,
+        ce_dataschema: schema,
+        ce_partitionkey: subject,
+        traceparent,
+      }
+    : {
+        "content-type": "application/protobuf",
+        ce_specversion: "1.0",
+        ce_id: id,
+        ce_source: source,
+        ce_type: type,
+        ce_subject: subject,
+        ce_time: time,
+        ce_dataschema: schema,
+        ce_partitionkey: subject,
+        ce_sequence: String(sequence),
+        traceparent,
+      };
+};
+
+/** The last time asked for: a batch has the same one over and over. */
+let last = { ms: 0, text: new Date(0).toISOString() };
+const isoOf = (ms: number): string => {
+  if (ms !== last.ms) last = { ms, text: new Date(ms).toISOString() };
+  return last.text;
 };
 
 /** A record read as an event. */

@@ -38,7 +38,7 @@ export const segmentOf = (
   const places: number[][] = [];
   let end = 0;
   for (const { key, headers, value } of records) {
-    const text = JSON.stringify(Object.entries(headers));
+    const text = JSON.stringify(headers);
     // A UTF-16 unit takes at most three bytes of UTF-8.
     const most = end + 3 * (key.length + text.length) + value.byteLength;
     if (most > scratch.length) {
@@ -86,7 +86,8 @@ const recordsOfRow = (topic: string, partition: number, row: readonly SqlValue[]
     offset: base + i,
     timestampMs,
     key: body.toString("utf8", at, at + keys),
-    headers: JSON.parse(body.toString("utf8", at + keys, at + keys + heads)) as [string, string][],
+    // Names begin with a letter, so their order is kept.
+    headers: Object.entries(JSON.parse(body.toString("utf8", at + keys, at + keys + heads)) as Record<string, string>),
     // Memory of its own: whoever keeps a value must not keep its neighbours.
     value: bytes.slice(at + keys + heads, at + keys + heads + size),
   }));

@@ -18,6 +18,7 @@ import type { Clock } from "@curfew/runtime/clock.ts";
 import { type Random, uuidV7 } from "@curfew/runtime/random.ts";
 import { currentTraceparent } from "@curfew/runtime/telemetry.ts";
 import type { Attempts } from "./unknown-attempts.ts";
+import { encodeUseCompleted, encodeUseDecided } from "./use-codec.ts";
 
 /** The records of curfew.uses.v1. Their ce_id is made of the use's id, so that a report that is repeated repeats the same facts. */
 export interface Facts {
@@ -40,17 +41,22 @@ export const openFacts = (options: {
   const source = `/verifier/${instance}`;
   /** What names no token is kept together by the instance that saw it. */
   const unnamed = `verifier/${instance}`;
-  const record = (message: Message, id: string, tokenId: string): OutRecord => {
+  const record = (message: Message, id: string, tokenId: string, value?: Uint8Array): OutRecord => {
     const key = tokenId === "" ? unnamed : tokenId;
     const traceparent = currentTraceparent(random);
-    const event = encodeEvent(message, { source, subject: key, nowMs: clock.now(), random, traceparent, id });
+    const event = encodeEvent(message, { source, subject: key, nowMs: clock.now(), random, traceparent, id }, value);
     return { partition: partitionFor(key, partitions), key, ...event };
   };
-  const completed: Facts["completed"] = (part) =>
-    record(create(UseCompletedSchema, part), `${part.useId}/completed/${part.part}`, part.tokenId ?? "");
+  const completed: Facts["completed"] = (part) => {
+    const message = create(UseCompletedSchema, part);
+    return record(message, `${part.useId}/completed/${part.part}`, message.tokenId, encodeUseCompleted(message));
+  };
   return {
     completed,
-    decided: (use) => record(create(UseDecidedSchema, use), `${use.useId}/decided`, use.tokenId ?? ""),
+    decided: (use) => {
+      const message = create(UseDecidedSchema, use);
+      return record(message, `${use.useId}/decided`, message.tokenId, encodeUseDecided(message));
+    },
     unanswered: (use) =>
       completed({
         ...use,

@@ -1,0 +1,96 @@
+import { create, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
+import { UseCompletedSchema, UseDecidedSchema } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { encodeUseCompleted, encodeUseDecided } from "./use-codec.ts";
+
+const text = fc.oneof(
+  fc.constantFrom("", "tok_0192aaaa-bbbb-8ccc-8ddd-eeeeeeeeeeee", "a".repeat(127), "a".repeat(128), "é".repeat(64)),
+  fc.string({ unit: "binary", maxLength: 300 }),
+);
+const int32 = fc.oneof(fc.constantFrom(0, 1, 127, 128, -1), fc.integer());
+const int64 = fc.oneof(
+  fc.constantFrom(0n, 1n, 127n, 128n, 2n ** 53n - 1n, 2n ** 53n, 2n ** 63n - 1n, -1n, -(2n ** 63n)),
+  fc.bigInt({ min: -(2n ** 63n), max: 2n ** 63n - 1n }),
+);
+const time = fc.record({ seconds: int64, nanos: int32 });
+const absent = { requiredKeys: [] };
+
+const decided = fc.record(
+  {
+    useId: text,
+    decidedAt: time,
+    tokenId: text,
+    generation: int32,
+    subject: text,
+    resourceService: text,
+    instance: text,
+    reason: int32,
+    details: fc.record(
+      {
+        scope: text,
+        resource: text,
+        purpose: text,
+        dataCategories: fc.array(text, { maxLength: 40 }),
+        controller: text,
+        maxPeople: int64,
+        maxRecords: int64,
+        action: int32,
+      },
+      absent,
+    ),
+    source: fc.record({ addressPseudonym: text, presenterThumbprint: text, country: text }, absent),
+    instanceSequence: int64,
+  },
+  absent,
+);
+const completed = fc.record(
+  {
+    useId: text,
+    completedAt: time,
+    tokenId: text,
+    outcome: int32,
+    records: int64,
+    people: fc.array(text, { maxLength: 20 }),
+    unnamedPeople: int64,
+    part: int32,
+    parts: int32,
+    resourceService: text,
+  },
+  absent,
+);
+
+describe("the bytes of a use", () => {
+  it("decided are those of protobuf-es", () => {
+    fc.assert(
+      fc.property(decided, (init) => {
+        const use = create(UseDecidedSchema, init as MessageInitShape<typeof UseDecidedSchema>);
+        expect(encodeUseDecided(use)).toEqual(toBinary(UseDecidedSchema, use));
+      }),
+    );
+  });
+
+  it("completed are those of protobuf-es", () => {
+    fc.assert(
+      fc.property(completed, (init) => {
+        const use = create(UseCompletedSchema, init as MessageInitShape<typeof UseCompletedSchema>);
+        expect(encodeUseCompleted(use)).toEqual(toBinary(UseCompletedSchema, use));
+      }),
+    );
+  });
+
+  it("of a thousand people, or a megabyte of text, are too", () => {
+    for (const people of [Array.from({ length: 1_000 }, (_, i) => `p_${i}`), ["x".repeat(3_000_000)]]) {
+      const use = create(UseCompletedSchema, { useId: "u", people });
+      expect(Buffer.compare(encodeUseCompleted(use), toBinary(UseCompletedSchema, use))).toBe(0);
+    }
+  });
+
+  it("keep fields that this build does not know", () => {
+    const use = create(UseDecidedSchema, { useId: "u", details: { scope: "a:b" } });
+    for (const part of [use, use.details]) {
+      if (part) part.$unknown = [{ no: 99, wireType: 0, data: Uint8Array.of(1) }];
+      expect(encodeUseDecided(use)).toEqual(toBinary(UseDecidedSchema, use));
+    }
+  });
+});
