@@ -150,6 +150,23 @@ describe("first sight and cache", () => {
     expect(verifier.asked).toBe(2);
   });
 
+  test("with a clock that is wrong nothing is decided here", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    for (const [clockOffsetMs, more] of [
+      [61_000, 1],
+      [-61_000, 1],
+      [0, 0],
+    ] as const) {
+      revocation.clockOffsetMs = clockOffsetMs;
+      const pings = revocation.pings().length;
+      await until(() => revocation.pings().length).toBeGreaterThan(pings + 2);
+      const { asked } = verifier;
+      await read(sdk, token);
+      expect(verifier.asked).toBe(asked + more);
+    }
+  });
+
   test("an entry that has run out is asked about again", async () => {
     const sdk = await openLiveSdk();
     const token = await seen(sdk, { expiresAtMs: time.clock.now() + 60_000 });
@@ -282,6 +299,8 @@ describe("not live", () => {
   test("stopped and resumed, the cache is not trusted: SIGSTOP", async () => {
     const sdk = await openLiveSdk();
     const token = await seen(sdk);
+    // With something to report it would wait for that first, and may be live again by then.
+    await until(() => revocation.pings().at(-1)).toMatchObject({ allReported: true, reportedSequence: 1n });
     token.reason = Reason.REVOKED;
     time.stopFor(10_000);
     expect(await denial(sdk, token)).toBe("REVOKED");
@@ -442,7 +461,7 @@ describe("reports", () => {
   test("pings say when the oldest use was decided that is not reported, however many are", async () => {
     const sdk = await openLiveSdk();
     const token = await seen(sdk);
-    await until(() => revocation.pings().at(-1)).toMatchObject({ allReported: true });
+    await until(() => revocation.pings().at(-1)).toMatchObject({ allReported: true, reportedSequence: 1n });
     const idle = revocation.pings().at(-1);
     expect(idle?.reportedUntil).toEqual(idle?.sentAt);
     verifier.reportFailure = { status: "UNAVAILABLE", reason: "DOWN", message: "down" };
@@ -474,6 +493,20 @@ describe("reports", () => {
     const waiting = sdk.authorize(token.secret, request, idOf, { deadlineMs: 30_000 });
     verifier.reportFailure = undefined;
     expect(await waiting).toMatch(/^[0-9a-f-]{36}$/);
+  });
+
+  test("reports that are late let nobody in, however much room there is; once they are through, everybody", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    verifier.reportFailure = { status: "UNAVAILABLE", reason: "DOWN", message: "down" };
+    await read(sdk, token);
+    time.stopFor(2_000);
+    await sdk.whenLive(AbortSignal.timeout(10_000));
+    expect(await denial(sdk, token, {}, { deadlineMs: 50 })).toBe("EVIDENCE_BACKLOG");
+    const waiting = sdk.authorize(token.secret, request, idOf, { deadlineMs: 30_000 });
+    verifier.reportFailure = undefined;
+    const useId = await waiting;
+    await until(() => verifier.cached.has(useId)).toBe(true);
   });
 
   test("a use that the verifier refuses to record takes no other with it, and the log is never called whole again", async () => {

@@ -70,6 +70,8 @@ export interface LocalVerifier {
 const defaultCacheEntries = 100_000;
 const defaultDeadlineMs = 5_000;
 const sweepEveryMs = 30_000;
+/** Uses decided by a clock that is further off are not this SDK's to decide: verifiers refuse reports from a future 5 min away. */
+const maxClockOffsetMs = 60_000;
 /** A reason of our own: without one, abort() makes an exception with a stack, the dearest part of a wait. */
 const settled = "settled";
 
@@ -100,6 +102,8 @@ class SdkVerifier implements LocalVerifier {
   readonly #questions;
   readonly #reporter;
   readonly #watcher;
+  readonly #log: Log;
+  #isClockRight: boolean = true;
   #sweptAtMs = Number.NEGATIVE_INFINITY;
   #closed: Promise<boolean> | undefined;
   #closing: boolean = false;
@@ -108,6 +112,7 @@ class SdkVerifier implements LocalVerifier {
     const { identity, caPem, trustDomain, clock = systemClock, random = systemRandom, log = silentLog } = options;
     this.#clock = clock;
     this.#random = random;
+    this.#log = log;
     this.#audience = audience;
     this.#cache = new TokenCache(options.cacheEntries ?? defaultCacheEntries);
     const channelTo = (expectService: string) => (address: string) =>
@@ -128,7 +133,7 @@ class SdkVerifier implements LocalVerifier {
       random,
       log,
       onEnded: (tokens) => this.#cache.end(tokens, this.#now()),
-      onMark: (positions, first) => this.#onMark(positions, first),
+      onMark: (...mark) => this.#onMark(...mark),
       reported: () => this.#reporter.reported(),
     });
   }
@@ -166,8 +171,11 @@ class SdkVerifier implements LocalVerifier {
     return { monotonicMs: this.#clock.monotonicMs(), wallMs: this.#clock.now() };
   }
 
-  #onMark(positions: readonly Position[], first: boolean): void {
+  #onMark(positions: readonly Position[], first: boolean, clockOffsetMs: number): void {
     const now = this.#now();
+    const isRight = Math.abs(clockOffsetMs) <= maxClockOffsetMs;
+    if (this.#isClockRight && !isRight) this.#log.error({ clockOffsetMs }, "the clock is wrong: every use is asked");
+    this.#isClockRight = isRight;
     this.#cache.marked(positions, first, now);
     if (now.monotonicMs - this.#sweptAtMs < sweepEveryMs) return;
     this.#sweptAtMs = now.monotonicMs;
@@ -192,7 +200,8 @@ class SdkVerifier implements LocalVerifier {
   }
 
   #trusted(key: string, use: UseFields, { atLeast = [] }: AuthorizeOptions): CachedToken | undefined {
-    if (atLeast.length > 0 || !this.#controllers.has(use.controller) || !this.#watcher.isLive()) return undefined;
+    if (atLeast.length > 0 || !this.#controllers.has(use.controller) || !this.#isClockRight) return undefined;
+    if (!this.#watcher.isLive()) return undefined;
     return this.#cache.find(key, this.#now());
   }
 

@@ -32,7 +32,7 @@ export interface ReporterOptions {
 }
 
 export interface UseReporter {
-  /** Whether one more access, that is its decision and its completion, has a place. */
+  /** Whether one more access, that is its decision and its completion, has a place, and reports are not late. */
   readonly hasRoom: boolean;
   /** Resolves when there may be room, or at the signal. False at once when too many wait already. */
   whenRoom(signal: AbortSignal): Promise<boolean>;
@@ -61,10 +61,16 @@ const callDeadlineMs = 10_000;
 const retryBaseMs = 100;
 const retryCapMs = 2_000;
 const closeMs = 5_000;
+/**
+ * No access begins while something older than this is not acknowledged: a process that ends takes with it what it decided in so long,
+ * not what it decided since its verifiers went away. Reports are due after half a second; a try that fails may come again within it.
+ */
+export const maxUnreportedMs = 2_000;
 
-type Item =
+type Item = { readonly addedMs: number } & (
   | { readonly kind: "cached"; readonly sequence: number; readonly use: CachedUse }
-  | { readonly kind: "completed"; readonly bytes: number; readonly use: CompletedUse };
+  | { readonly kind: "completed"; readonly bytes: number; readonly use: CompletedUse }
+);
 
 interface Batch {
   readonly items: readonly Item[];
@@ -126,7 +132,7 @@ class BufferedReporter implements UseReporter {
   }
 
   get hasRoom(): boolean {
-    return this.#places + 2 <= this.#maxBuffered && this.#bytes < maxBufferedBytes;
+    return this.#places + 2 <= this.#maxBuffered && this.#bytes < maxBufferedBytes && !this.#isLate();
   }
 
   whenRoom(signal: AbortSignal): Promise<boolean> {
@@ -149,14 +155,14 @@ class BufferedReporter implements UseReporter {
   decided(use: CachedUse): void {
     this.#places += 1;
     this.#sequence += 1;
-    this.#add({ kind: "cached", sequence: this.#sequence, use });
+    this.#add({ kind: "cached", sequence: this.#sequence, use, addedMs: this.#options.clock.monotonicMs() });
   }
 
   completed(use: CompletedUse, last: boolean): void {
     if (!last) this.#places += 1;
     const bytes = estimatedBytes(use.people ?? []);
     this.#bytes += bytes;
-    this.#add({ kind: "completed", bytes, use });
+    this.#add({ kind: "completed", bytes, use, addedMs: this.#options.clock.monotonicMs() });
   }
 
   reported(): Reported {
@@ -182,6 +188,12 @@ class BufferedReporter implements UseReporter {
     this.#timer?.abort();
     this.#wake();
     return allReported;
+  }
+
+  /** Batches and what waits are in the order in which it came, and the first batch is not acknowledged: the oldest is first. */
+  #isLate(): boolean {
+    const oldest = this.#batches[0]?.items[0] ?? this.#items[0];
+    return oldest !== undefined && this.#options.clock.monotonicMs() - oldest.addedMs >= maxUnreportedMs;
   }
 
   /** Of decisions: a use without its completion stands in the log with all that it may have touched. */

@@ -41,8 +41,11 @@ export interface WatcherOptions {
    * feeds of its own. Asked again until it is. Absent: what the stream brought before a mark is applied when the mark arrives.
    */
   readonly positionsApplied?: (positions: readonly Position[]) => boolean;
-  /** Each mark as it arrives; `first`: of a new stream, which may have missed what was pushed before it opened. */
-  readonly onMark?: (positions: readonly Position[], first: boolean) => void;
+  /**
+   * Each mark as it arrives; `first`: of a new stream, which may have missed what was pushed before it opened. `clockOffsetMs`: how far
+   * our wall clock is ahead of revocation's, less the way of the ping.
+   */
+  readonly onMark?: (positions: readonly Position[], first: boolean, clockOffsetMs: number) => void;
   readonly reported?: () => Reported;
 }
 
@@ -242,12 +245,12 @@ class RevocationWatcher implements Watcher {
     }
   }
 
-  #mark(stream: Stream, { sequence, positions, lease }: FreshnessMark): void {
+  #mark(stream: Stream, { sequence, positions, lease, clockOffset }: FreshnessMark): void {
     const at = this.#now();
     stream.lastMark = at;
     stream.marks += 1;
     this.#failures = 0;
-    this.#options.onMark?.(positions, stream.marks === 1);
+    this.#options.onMark?.(positions, stream.marks === 1, clockOffset ? msOf(clockOffset) : 0);
     const leaseMs = lease && msOf(lease);
     this.#evolve({ type: "marked", sequence: Number(sequence), positions, leaseMs, at });
     this.#settle();

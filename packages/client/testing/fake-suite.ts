@@ -81,6 +81,8 @@ export const openFakeRevocation = () => {
     /** No marks while false. */
     marks: true as boolean,
     leases: true as boolean,
+    /** Of every watcher, as measured. */
+    clockOffsetMs: 0,
     positions: positionsAt(10),
     /** Sent to each new stream first. */
     recent: [] as MessageInitShape<typeof EndedTokenSchema>[],
@@ -109,7 +111,12 @@ export const openFakeRevocation = () => {
     create(WatchRevocationsResponseSchema, {
       kind: {
         case: "mark",
-        value: { sequence, positions: [...fake.positions], ...(fake.leases && { lease: durationFromMs(5_000) }) },
+        value: {
+          sequence,
+          positions: [...fake.positions],
+          ...(fake.leases && { lease: durationFromMs(5_000) }),
+          clockOffset: durationFromMs(fake.clockOffsetMs),
+        },
       },
     });
   async function* watch(requests: AsyncIterable<WatchRevocationsRequest>, signal: AbortSignal) {
