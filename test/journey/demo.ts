@@ -63,7 +63,10 @@ const main = async () => {
     process.stdout.write(`${at}  ${colour("bold", title)}\n${lines.join("")}`);
   };
   process.stdout.write(`${introduction}\n`);
-  const stage = await openStage(values);
+  const stage = await openStage({
+    live: values.live,
+    say: (line) => void process.stdout.write(`            ${line}\n`),
+  });
   try {
     const where = values.live
       ? "in processes of their own, on Kafka and a MongoDB-protocol database"

@@ -82,6 +82,9 @@ interface Running {
   close(): Promise<void>;
 }
 
+/** Progress, for people who wait. */
+type Say = (line: string) => void;
+
 const openEmbedded = async (dataDir: string, configFile: string, log: Log): Promise<Running> => {
   const config = readSuiteConfig(configFile, parsePaging);
   const suite = await openSuite({ dataDir, config, port: 0, reflection: false, log });
@@ -95,9 +98,9 @@ const openEmbedded = async (dataDir: string, configFile: string, log: Log): Prom
   };
 };
 
-const openLive = async (dataDir: string, configFile: string, log: Log): Promise<Running> => {
+const openLive = async (dataDir: string, configFile: string, log: Log, say: Say): Promise<Running> => {
   const config = readSuiteConfig(configFile, parsePaging);
-  const suite: LiveSuite = await openLiveSuite({ dataDir, config, log, logLevel: "debug" });
+  const suite: LiveSuite = await openLiveSuite({ dataDir, config, log, say, logLevel: "debug" });
   const auditor = join(dataDir, "identity/service/auditor");
   const tls = { ca: suite.endpoints.ca, cert: join(auditor, "cert.pem"), key: join(auditor, "key.pem") };
   return {
@@ -111,7 +114,7 @@ const openLive = async (dataDir: string, configFile: string, log: Log): Promise<
 };
 
 /** Sets the scene in a directory of its own: certificates, receivers of pages, and the suite, embedded or as separate processes. */
-export const openStage = async (options: { readonly live: boolean }): Promise<Stage> => {
+export const openStage = async (options: { readonly live: boolean; readonly say?: Say }): Promise<Stage> => {
   const workDir = mkdtempSync(join(tmpdir(), "curfew-journey-"));
   const dataDir = join(workDir, "data");
   const closers: (() => unknown)[] = [() => rmSync(workDir, { recursive: true, force: true })];
@@ -133,7 +136,12 @@ export const openStage = async (options: { readonly live: boolean }): Promise<St
     const receivers = await openReceivers(certificate, webhookSecret);
     closers.push(() => receivers.close());
     const configFile = writeConfig(dataDir, receivers, identities.caFile, webhookSecretFile);
-    const suite = await (options.live ? openLive : openEmbedded)(dataDir, configFile, log);
+    const suite = await (options.live ? openLive : openEmbedded)(
+      dataDir,
+      configFile,
+      log,
+      options.say ?? (() => undefined),
+    );
     closers.push(() => suite.close());
     const cast = openCast(() => suite.endpoints, dataDir);
     closers.push(() => cast.close());
