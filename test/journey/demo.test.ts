@@ -1,4 +1,7 @@
-import { afterEach, expect, test } from "vitest";
+import { mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, expect, test, vi } from "vitest";
 import { type Program, startProgram } from "./suite-process.ts";
 
 const programs: Program[] = [];
@@ -51,6 +54,22 @@ test("npm run demo -- --json tells the story, and ends with one object of exactl
     "ledger",
   ])
     expect(program.out).toContain(word);
+});
+
+test("Ctrl-C, as npm delivers it, takes everything down and leaves nothing behind", { timeout: 120_000 }, async () => {
+  const folder = mkdtempSync(join(tmpdir(), "curfew-demo-test-"));
+  try {
+    const program = startProgram("test/journey/demo.ts", [], { env: { TMPDIR: folder } });
+    programs.push(program);
+    await vi.waitFor(() => expect(program.out).toContain("publishes who may hold"), { timeout: 60_000, interval: 20 });
+    program.child.kill("SIGINT");
+    program.child.kill("SIGINT");
+    expect(await program.ended).toEqual({ code: 1, signal: null });
+    expect(program.err).toContain("stopped by SIGINT");
+    expect(readdirSync(folder)).toEqual([]);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
 });
 
 test("an option that does not exist ends it with a clear message", async () => {

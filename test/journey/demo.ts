@@ -54,6 +54,11 @@ const readFlags = () => {
 
 const main = async () => {
   const values = readFlags();
+  process.stdout.on("error", () => undefined); // the reader, `head` for example, has seen enough: all is taken down all the same
+  const interrupted = Promise.withResolvers<never>();
+  interrupted.promise.catch(() => undefined);
+  for (const signal of ["SIGINT", "SIGTERM"] as const)
+    process.on(signal, () => interrupted.reject(new Error(`stopped by ${signal}`)));
   if (values.live) assertAvailable();
   const startMs = performance.now();
   const colour = (format: "bold" | "dim", text: string) => styleText(format, text, { stream: process.stdout });
@@ -72,7 +77,7 @@ const main = async () => {
       ? "in processes of their own, on Kafka and a MongoDB-protocol database"
       : "in one process, on SQLite";
     step(`Curfew is running: five services ${where}`, "every connection is mutual TLS, each with its own certificate");
-    const { result, found } = await playJourney(stage, step);
+    const { result, found } = await Promise.race([playJourney(stage, step), interrupted.promise]);
     const { secrets: _, ...shown } = result;
     process.stdout.write(
       `\nFrom the report of the leak: refused everywhere after ${shown.leakToRefusedMs} ms, Article 33 draft after ${shown.leakToDraftMs} ms.\n`,
