@@ -4,6 +4,7 @@ import {
   LeakReportedSchema,
   type LeakSighting,
   LeakSightingSchema,
+  RevocationEffectiveSchema,
   RevocationReason,
   TokenRevokedSchema,
 } from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
@@ -35,7 +36,7 @@ import type { RejectionCode, RevocationCommand } from "./domain.ts";
 import { type Found, findEvent, findInStream } from "./find-event.ts";
 import type { Limiter } from "./limiter.ts";
 import { lookUpSecret, readWaitMs } from "./look-up.ts";
-import type { Proofs } from "./proofs.ts";
+import { type EffectiveProof, type Proofs, proofOfEvent } from "./proofs.ts";
 import type { Revocations } from "./reactions.ts";
 import type { KnownSecret, SecretIndex } from "./secret-index.ts";
 import { type WatchParts, watchRevocations } from "./watch.ts";
@@ -172,7 +173,7 @@ class RevocationCalls {
       throw new RpcError({ status: "NOT_FOUND", reason: "NOT_REVOKED", message: "no revocation of such a token" });
     const { message, eventId } = revoked;
     const state = await revocations.load(streamOf(tokenId));
-    const effective = state.status === "effective" ? await proofs.get(eventId) : undefined;
+    const effective = state.status === "effective" ? await this.#proofOf(tokenId, eventId) : undefined;
     const committedMs = msOf(message.revokedAt);
     const known = pending.get(eventId) ?? { id: eventId, tokenId, committedMs, acknowledgements: new Map() };
     const proof = effective ?? (await proofs.soFar(known, clock.now()));
@@ -225,6 +226,14 @@ class RevocationCalls {
 
   async #handle(command: RevocationCommand, { signal }: CallContext): Promise<CommitDoc | undefined> {
     return (await this.#parts.revocations.handle(streamOf(command.tokenId), command, { signal })).commit;
+  }
+
+  async #proofOf(tokenId: string, eventId: string): Promise<EffectiveProof | undefined> {
+    const { proofs, outbox } = this.#parts;
+    const kept = await proofs.get(eventId);
+    if (kept) return kept;
+    const found = await findInStream(outbox.streams, streamOf(tokenId), RevocationEffectiveSchema);
+    return found && proofOfEvent(found.message);
   }
 
   #revocationOf(tokenId: string) {

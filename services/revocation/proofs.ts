@@ -1,3 +1,5 @@
+import { timestampMs } from "@bufbuild/protobuf/wkt";
+import type { RevocationEffective } from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
 import type { DocumentStore } from "@curfew/document-store/port.ts";
 import { type InstanceFact, type Proof, proofOf } from "./domain/effective.ts";
 import type { LeaseBook } from "./lease-book.ts";
@@ -21,6 +23,18 @@ export interface Proofs {
   /** As far as it goes now, for a revocation that is pending; every lease is read after its commit. */
   soFar(revocation: PendingRevocation, nowMs: number): Promise<Proof>;
 }
+
+/**
+ * What the log says of a revocation whose row is gone, its store having been restored from a backup. Who acknowledged it stands on the
+ * log too, as RevocationAcknowledged, by instance.
+ */
+export const proofOfEvent = ({ effectiveAt, lapsedInstances }: RevocationEffective): EffectiveProof => ({
+  effectiveAtMs: effectiveAt ? timestampMs(effectiveAt) : 0,
+  instances: lapsedInstances.map(({ instance, name, leaseEndedAt }) => ({
+    ...{ instance, name, clockOffsetMs: 0 },
+    ...(leaseEndedAt && { leaseEndedAtMs: timestampMs(leaseEndedAt) }),
+  })),
+});
 
 export const openProofs = async (parts: {
   readonly store: DocumentStore;

@@ -465,6 +465,21 @@ describe("pushes", () => {
   });
 });
 
+it("a revocation whose proof went with a store that was restored is as effective as the log says", async () => {
+  const service = await suite.start();
+  const sam = await suite.as("person/sam", service);
+  await leased(service, "v-1").then((watcher) => watcher.cut());
+  const tokenId = newTokenId();
+  await sam.revokeToken(revokeRequest(tokenId));
+  const before = await effective(sam, tokenId);
+  const proofs = await (await suite.store("revocation")).collection("proofs");
+  expect(await proofs.delete(before.revocationEventId)).toBe(1);
+  const after = await effective(sam, tokenId);
+  expect(after.effectiveAt).toEqual(before.effectiveAt);
+  expect(after.instances).toMatchObject([{ instance: "v-1", name: "service/verifier" }]);
+  expect(after.instances[0]?.leaseEndedAt).toEqual(before.instances[0]?.leaseEndedAt);
+});
+
 describe("an SDK's uses", () => {
   const gaps = async () => (await messages()).filter((m) => isMessage(m, UseReportingGapSchema));
 
@@ -544,6 +559,31 @@ describe("an SDK's uses", () => {
       expect(gapFromMs).toBeGreaterThanOrEqual(fromMs - 5);
       expect(gapFromMs).toBeLessThanOrEqual(toMs);
     }
+  });
+
+  it("that it does not report while it lives are a gap too, told again when it has doubled; who keeps up has none", async () => {
+    const service = await suite.start({ ...shortLimits, leaseMs: 30_000, renewAfterMs: 20, reportLagMs: 1_000 });
+    const late = await leased(service, "sdk-1", "workload/invoices", true);
+    const prompt = await leased(service, "sdk-2", "workload/invoices", true);
+    const fromMs = systemClock.now();
+    const found = await eventually(async () => {
+      await late.mark({ reportedUntil: timestampFromMs(fromMs) });
+      await prompt.mark({ reportedUntil: timestampFromMs(systemClock.now()) });
+      const all = (await gaps()).filter((m) => isMessage(m, UseReportingGapSchema));
+      expect(all.length).toBeGreaterThanOrEqual(2);
+      return all;
+    });
+    const [first, second] = found.map(({ instance, from, to }) => ({
+      instance,
+      fromMs: from ? timestampMs(from) : 0,
+      toMs: to ? timestampMs(to) : 0,
+    }));
+    expect([first?.instance, second?.instance]).toEqual(["sdk-1", "sdk-1"]);
+    expect(Math.abs((first?.fromMs ?? 0) - fromMs)).toBeLessThanOrEqual(1_000);
+    expect(second?.fromMs).toBe(first?.toMs);
+    const [told, again] = [first, second].map((gap) => (gap?.toMs ?? 0) - (gap?.fromMs ?? 0));
+    expect(told).toBeGreaterThanOrEqual(1_000);
+    expect(again).toBeGreaterThanOrEqual((told ?? 0) - 2);
   });
 
   it("leave no gap when it said that all was reported, or when it is a verifier", async () => {
