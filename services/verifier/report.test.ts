@@ -1,12 +1,17 @@
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
+import { EvidenceMode } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import type { UseCompleted, UseDecided } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { Outcome, Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { RemoteError } from "@curfew/rpc/errors.ts";
+import { systemRandom, uuidV7 } from "@curfew/runtime/random.ts";
 import { secretVariants } from "@curfew/token-format/variants.ts";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
-import { issued, tokenIdOf } from "./testing/histories.ts";
+import { issued, revoked, rotated, tokenIdOf } from "./testing/histories.ts";
 import { openVerifierSuite, useOf, type VerifierSuite } from "./testing/suite.ts";
 
 const hourMs = 3_600_000;
+const batched = { evidenceMode: EvidenceMode.BATCHED, audiences: ["crm", "shop"] };
+const ago = (ms: number) => timestampFromMs(Date.now() - ms);
 const bound = { timeout: 15_000, interval: 10 };
 let suite: VerifierSuite;
 let secret = "";
@@ -18,7 +23,12 @@ beforeEach(async () => {
   const minted = suite.mint();
   secret = minted.secret;
   const nowMs = Date.now();
-  await suite.publish(issued("a", { notBeforeMs: nowMs - hourMs, expiresAtMs: nowMs + hourMs, digest: minted.digest }));
+  const times = { notBeforeMs: nowMs - hourMs, expiresAtMs: nowMs + hourMs };
+  await suite.publish(issued("a", { ...times, digest: minted.digest }, { grant: batched }));
+  await suite.publish(issued("before use", times));
+  await suite.publish(
+    issued("past", { notBeforeMs: nowMs - 3 * hourMs, expiresAtMs: nowMs - 2 * hourMs }, { grant: batched }),
+  );
   service = await suite.start();
   await service.ready;
   port = service.port;
@@ -29,7 +39,7 @@ const ask = (value: string, use: object = {}) => ({ credential: { case: "secret"
 const cachedUse = (instanceSequence: bigint, more: object = {}) => ({
   useId: suite.newId(),
   instanceSequence,
-  decidedAt: { seconds: 1_800_000_000n, nanos: 5 },
+  decidedAt: ago(1_000),
   tokenId: tokenIdOf("a"),
   generation: 1,
   reason: Reason.OK,
@@ -77,11 +87,98 @@ it("uses from a cache are recorded as reported, in the caller's name, and acknow
   );
 });
 
-it("a use of a token that nobody heard of is recorded all the same", async () => {
+it.each([
+  ["of a token that never was", { tokenId: tokenIdOf("nobody's") }, "token_id", "TOKEN_UNKNOWN"],
+  ["of a token that is no SDK's to decide", { tokenId: tokenIdOf("before use") }, "token_id", "EVIDENCE_BEFORE_USE"],
+  ["of a generation that never was", { generation: 2 }, "generation", "GENERATION_UNKNOWN"],
+  ["in the future", { decidedAt: ago(-hourMs) }, "decided_at", "TIME_OUT_OF_RANGE"],
+  ["of the day before yesterday", { decidedAt: ago(48 * hourMs) }, "decided_at", "TIME_OUT_OF_RANGE"],
+  ["denied in the future", { decidedAt: ago(-hourMs), reason: Reason.EXPIRED }, "decided_at", "TIME_OUT_OF_RANGE"],
+  ["before the token was issued", { decidedAt: ago(2 * hourMs) }, "decided_at", "NOT_VALID_THEN"],
+  ["after the token expired", { tokenId: tokenIdOf("past") }, "decided_at", "NOT_VALID_THEN"],
+  ["of a scope that was not granted", { use: useOf({ scope: "payroll:write" }) }, "use", "SCOPE_MISSING"],
+  ["of data not granted", { use: useOf({ dataCategories: ["health"] }) }, "use", "DATA_CATEGORY_NOT_GRANTED"],
+])(
+  "an allowed use %s is impossible: it is refused, and nothing of its report is recorded",
+  async (_what, more, at, why) => {
+    const client = await suite.client(port);
+    const failure = await failureOf(client.reportUses({ cachedUses: [cachedUse(1n), cachedUse(2n, more)] }));
+    expect(failure).toMatchObject({ status: "INVALID_ARGUMENT", reason: why });
+    expect(failure.fieldViolations).toMatchObject([{ field: `cached_uses[1].${at}`, reason: why }]);
+    expect(await suite.usesEnd()).toBe(0);
+  },
+);
+
+it("an allowed use by a resource service that the token is not for is refused", async () => {
+  await suite.publish(
+    issued(
+      "crm only",
+      { notBeforeMs: Date.now() - hourMs, expiresAtMs: Date.now() + hourMs },
+      {
+        grant: { ...batched, audiences: ["crm"] },
+      },
+    ),
+  );
+  const report = { cachedUses: [cachedUse(1n, { tokenId: tokenIdOf("crm only") })] };
+  expect(await failureOf((await suite.client(port, "shop")).reportUses(report))).toMatchObject({
+    status: "INVALID_ARGUMENT",
+    reason: "WRONG_AUDIENCE",
+  });
+  await (await suite.client(port)).reportUses(report);
+  expect(await suite.usesEnd()).toBe(1);
+});
+
+it("a use of a token that ended before the report came is recorded: it happened", async () => {
+  const nowMs = Date.now();
+  await suite.publish(
+    rotated("a", 2, { notBeforeMs: nowMs, expiresAtMs: nowMs + hourMs, previousEndsAtMs: nowMs - 60_000 }),
+  );
+  await suite.publish(revoked("a", nowMs - 60_000));
   const client = await suite.client(port);
-  await client.reportUses({ cachedUses: [cachedUse(1n, { tokenId: tokenIdOf("nobody's") })] });
+  const uses = [
+    cachedUse(1n),
+    cachedUse(2n, { generation: 2 }),
+    cachedUse(3n, { tokenId: tokenIdOf("past"), decidedAt: ago(2.5 * hourMs) }),
+  ];
+  await client.reportUses({ cachedUses: uses, completedUses: [completedUse({ tokenId: tokenIdOf("past") })] });
+  expect(await suite.usesEnd()).toBe(4);
+  await expect.poll(() => client.verifyToken(ask(secret)), bound).toMatchObject({ reason: Reason.REVOKED });
+});
+
+it("a replica that has not read of the token yet says so, and records its use once it has", async () => {
+  suite.gate.holdReading();
+  const nowMs = Date.now();
+  await suite.publish(issued("new", { notBeforeMs: nowMs, expiresAtMs: nowMs + hourMs }, { grant: batched }));
+  const client = await suite.client(port);
+  const tokenId = tokenIdOf("new");
+  for (const report of [{ cachedUses: [cachedUse(1n, { tokenId })] }, { completedUses: [completedUse({ tokenId })] }]) {
+    const failure = await failureOf(client.reportUses(report));
+    expect(failure).toMatchObject({ status: "UNAVAILABLE", reason: "NOT_CAUGHT_UP" });
+  }
+  expect(await suite.usesEnd()).toBe(0);
+  const both = { cachedUses: [cachedUse(1n, { tokenId })], completedUses: [completedUse({ tokenId })] };
+  suite.gate.releaseReading();
+  await vi.waitFor(() => client.reportUses(both), bound);
+  expect(await suite.usesEnd()).toBe(2);
+});
+
+it("what an access of an unknown token touched is refused, unless it began so long ago that the token may be forgotten", async () => {
+  const client = await suite.client(port);
+  const of = (useId: string) => ({ completedUses: [completedUse({ useId, tokenId: tokenIdOf("nobody's") })] });
+  expect(await failureOf(client.reportUses(of(suite.newId())))).toMatchObject({
+    status: "INVALID_ARGUMENT",
+    fieldViolations: [{ field: "completed_uses[0].token_id", reason: "TOKEN_UNKNOWN" }],
+  });
+  await client.reportUses(of(uuidV7(Date.now() - 25 * hourMs, systemRandom)));
+  expect(await suite.usesEnd()).toBe(1);
+});
+
+it("a denial of a token that nobody heard of is recorded all the same", async () => {
+  const client = await suite.client(port);
+  const denial = { tokenId: tokenIdOf("nobody's"), reason: Reason.EXPIRED };
+  await client.reportUses({ cachedUses: [cachedUse(1n, denial)] });
   const [fact] = await factsOf(1);
-  expect(fact?.message).toMatchObject({ tokenId: tokenIdOf("nobody's"), subject: "", reason: Reason.OK });
+  expect(fact?.message).toMatchObject({ ...denial, subject: "" });
 });
 
 it("a report that is repeated repeats the same event ids; a use id of another service's stays that one's", async () => {

@@ -6,11 +6,13 @@ import type {
 } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import type { OutRecord } from "@curfew/event-log/bus.ts";
 import type { Pseudonyms } from "@curfew/personal-data/pseudonyms.ts";
+import { RpcError } from "@curfew/rpc/errors.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import type { Address } from "./address.ts";
 import { detailsOf, sourceOf } from "./facts.ts";
+import { impossibility, isCachedUseKnown, isCompletedUseKnown, unknownToken } from "./plausible.ts";
 import type { RequestCheck } from "./requests.ts";
-import { pseudonymOf, type Verifier } from "./verify.ts";
+import { freshWaitMs, pseudonymOf, type Verifier } from "./verify.ts";
 
 /**
  * Uses that an SDK answered by itself, and what accesses touched, become facts as they are reported, in the name of the calling
@@ -29,6 +31,9 @@ export const reportUses = async (
     check.people(people, `completed_uses[${i}].people`);
   }
   check.assertRight();
+  await readWhatIsNamed(verifier, request);
+  checkPossible(verifier, request, check, ctx);
+  check.assertRight();
   const pseudonyms: string[][] = [];
   for (const [i, { people }] of completedUses.entries())
     pseudonyms.push(await pseudonymsOf(verifier.pseudonyms, people, `completed_uses[${i}].people`, check));
@@ -46,6 +51,39 @@ export const reportUses = async (
   for (const { instanceSequence } of cachedUses)
     if (instanceSequence > acknowledgedSequence) acknowledgedSequence = instanceSequence;
   return { acknowledgedSequence };
+};
+
+/** Another replica may have answered first and be ahead: only what is unknown after all that is on the topic was read does not exist. */
+const readWhatIsNamed = async (verifier: Verifier, request: ReportUsesRequest): Promise<void> => {
+  const { fold, feed, clock } = verifier;
+  const isRead = () =>
+    request.cachedUses.every((use) => isCachedUseKnown(fold, use)) &&
+    request.completedUses.every((use) => isCompletedUseKnown(fold, use, clock.now()));
+  if (isRead() || (await feed.reached(await verifier.tokensEnd(), freshWaitMs)) || isRead()) return;
+  throw new RpcError({
+    status: "UNAVAILABLE",
+    reason: "NOT_CAUGHT_UP",
+    message: "this verifier has not read of a token that is named yet; ask another, or retry",
+    retryDelayMs: 250,
+  });
+};
+
+const checkPossible = (
+  { fold, clock }: Verifier,
+  { cachedUses, completedUses }: ReportUsesRequest,
+  check: RequestCheck,
+  ctx: CallContext,
+): void => {
+  const nowMs = clock.now();
+  for (const [i, use] of cachedUses.entries()) {
+    const found = impossibility(fold, use, ctx.caller.name, nowMs);
+    if (found) check.violation(`cached_uses[${i}].${found.field}`, found.reason, found.description);
+  }
+  for (const [i, use] of completedUses.entries()) {
+    if (isCompletedUseKnown(fold, use, nowMs)) continue;
+    const { field, reason, description } = unknownToken;
+    check.violation(`completed_uses[${i}].${field}`, reason, description);
+  }
 };
 
 /** Each person once: the same one named twice in a part is one person touched. */
@@ -80,7 +118,7 @@ const cachedRecord = async (
     ...(decidedAt && { decidedAt }),
     tokenId,
     generation,
-    // A token we do not know (any more) is recorded all the same: what happened is not ours to doubt.
+    // Of a denial the token may be unknown.
     subject: fold.token(tokenId)?.subject?.value ?? "",
     resourceService: ctx.caller.name,
     instance,

@@ -147,7 +147,12 @@ const openParts = async (
     () => feed.close(),
   );
   const liveWithin = openLiveWait(watcher, clock);
-  return { fold, feed, watcher, liveWithin, recorder, facts, unknownAttempts, pseudonyms, keyring, instance, clock };
+  const tokensEnd = async () => {
+    const ends = await bus.ends(topicNames.tokens);
+    return ends.map((end, partition) => ({ topic: topicNames.tokens, partition, offset: BigInt(end) }));
+  };
+  const asking = { fold, feed, watcher, tokensEnd, liveWithin, keyring, clock };
+  return { ...asking, recorder, facts, unknownAttempts, pseudonyms, instance };
 };
 
 const openFoldWatcher = (

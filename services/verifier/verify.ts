@@ -11,7 +11,7 @@ import type {
 import type { Keyring } from "@curfew/keyring/keyring.ts";
 import type { Pseudonyms } from "@curfew/personal-data/pseudonyms.ts";
 import type { Feed } from "@curfew/projection/feed.ts";
-import { past } from "@curfew/projection/progress.ts";
+import { type AtLeast, past } from "@curfew/projection/progress.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { digest, secretHash } from "@curfew/token-format/digest.ts";
@@ -28,6 +28,8 @@ export interface Verifier {
   readonly fold: Fold;
   readonly feed: Feed;
   readonly watcher: Watcher;
+  /** Where the topic of tokens ends now. Rejects with BusUnavailable. */
+  readonly tokensEnd: () => Promise<readonly AtLeast[]>;
   /** Waits at most so many ms until this replica is live. */
   readonly liveWithin: (waitMs: number) => Promise<boolean>;
   readonly recorder: Recorder;
