@@ -204,8 +204,15 @@ describe("what a watcher proves", () => {
     ]);
   });
 
+  const gap = (fromMs: number, toMs: number) => ({
+    instance: "sdk-1",
+    resourceService: "shop",
+    fromMs,
+    toMs,
+    live: false,
+  });
+
   it("leaves a gap from its last complete report to the end of its lease, told once", () => {
-    const gap = (fromMs: number, toMs: number) => ({ instance: "sdk-1", resourceService: "shop", fromMs, toMs });
     const [event] = reportingGaps.decide(reportingGaps.initial, gap(nowMs, nowMs + 5_050));
     expect(event).toMatchObject({
       instance: "sdk-1",
@@ -217,5 +224,15 @@ describe("what a watcher proves", () => {
     expect(reportingGaps.decide(state, gap(nowMs, nowMs + 5_050))).toEqual([]);
     const [later] = reportingGaps.decide(state, gap(nowMs, nowMs + 9_000));
     expect(later).toMatchObject({ from: timestampFromMs(nowMs + 5_050) });
+  });
+
+  it("of an instance that lives is told again only once it has doubled, and the rest when it ends", () => {
+    const live = (toMs: number) => ({ ...gap(nowMs, toMs), live: true });
+    const state = fold(reportingGaps, reportingGaps.decide(reportingGaps.initial, live(nowMs + 10_000)));
+    expect(reportingGaps.decide(state, live(nowMs + 19_999))).toEqual([]);
+    expect(reportingGaps.decide(state, gap(nowMs, nowMs + 10_001))).toHaveLength(1);
+    expect(reportingGaps.decide(state, live(nowMs + 20_000))).toMatchObject([
+      { from: timestampFromMs(nowMs + 10_000), to: timestampFromMs(nowMs + 20_000) },
+    ]);
   });
 });

@@ -6,7 +6,7 @@ import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import { span, withSpan } from "@curfew/runtime/telemetry.ts";
 import { type InstanceFact, proofOf, surelyEndedMs } from "./domain/effective.ts";
-import type { GapState, RecordGap } from "./domain/watcher.ts";
+import { type GapState, gapIsDue, type RecordGap } from "./domain/watcher.ts";
 import type { RevocationCommand, RevocationEvent, RevocationState } from "./domain.ts";
 import type { LeaseBook, LeaseRow } from "./lease-book.ts";
 import type { PendingRevocation, PendingRevocations } from "./pending.ts";
@@ -22,6 +22,8 @@ export interface ReactionParts {
   readonly pending: PendingRevocations;
   readonly book: LeaseBook;
   readonly proofs: Proofs;
+  /** When our store was restored from a backup; 0: never. */
+  readonly restoredMs: number;
   readonly instance: string;
   readonly address: () => string;
   readonly exclusive: boolean;
@@ -81,6 +83,8 @@ class ReactionTenure {
   readonly #startedMs: number;
   /** Leases whose gap is recorded, or that left none. */
   readonly #closed = new Set<string>();
+  /** What is known of the gaps of instances that live and are late, so that their streams are not read at every look. */
+  readonly #late = new Map<string, GapState>();
   #anchor: { readonly wallMs: number; readonly monotonicMs: number };
   #gapsMs = Number.NEGATIVE_INFINITY;
 
@@ -123,9 +127,12 @@ class ReactionTenure {
 
   async #takeEffect(revocation: PendingRevocation, leases: readonly LeaseRow[]): Promise<void> {
     const { limits, proofs, revocations, pending, outbox } = this.#parts;
-    const { effectiveAtMs, instances } = proofOf(leases, revocation, this.#steadyMs(), limits.leaseMs);
-    if (effectiveAtMs === undefined) return;
-    const proof = await proofs.keep(revocation.id, { effectiveAtMs, instances });
+    const nowMs = this.#steadyMs();
+    const found = proofOf(leases, revocation, nowMs, limits.leaseMs);
+    const lostMs = this.#lostLeasesEndMs(revocation);
+    if (found.effectiveAtMs === undefined || nowMs < lostMs) return;
+    const effectiveAtMs = Math.max(found.effectiveAtMs, lostMs);
+    const proof = await proofs.keep(revocation.id, { effectiveAtMs, instances: found.instances });
     const command = { type: "TakeEffect", tokenId: revocation.tokenId, revocationEventId: revocation.id } as const;
     const { commit } = await revocations.handle(`revocations/${revocation.tokenId}`, {
       ...command,
@@ -135,15 +142,24 @@ class ReactionTenure {
     if (commit) void outbox.relay.published(commit, 0);
   }
 
+  /** When every lease has surely ended of which the row went with our store, before it was restored: nothing served while that was done. */
+  #lostLeasesEndMs({ committedMs }: PendingRevocation): number {
+    const { restoredMs, limits } = this.#parts;
+    if (committedMs > restoredMs) return Number.NEGATIVE_INFINITY;
+    return surelyEndedMs({ untilMs: restoredMs + limits.leaseMs, goodbye: false }, limits.leaseMs);
+  }
+
   /** Records what a lease that ended without goodbye may have left unreported; forgets instances that ended long ago. */
   async #closeLease(lease: LeaseRow): Promise<void> {
     const { clock, limits, book, pending } = this.#parts;
     const endMs = surelyEndedMs(lease, limits.leaseMs);
     const nowMs = clock.now();
+    if (nowMs < endMs) await this.#noteLag(lease);
     if (nowMs < endMs + limits.gapGraceMs || nowMs < this.#startedMs + limits.gapGraceMs) return;
     if (!this.#closed.has(lease._id)) {
-      if (lease.reportsUses && !lease.complete) await this.#recordGap(lease, endMs);
+      if (lease.reportsUses && !lease.complete) await this.#recordGap(lease, endMs, false);
       this.#closed.add(lease._id);
+      this.#late.delete(lease.instance);
     }
     const needed = [...pending.all()].some(({ committedMs }) => committedMs <= endMs);
     if (needed || nowMs < endMs + limits.forgetAfterMs) return;
@@ -151,16 +167,30 @@ class ReactionTenure {
     this.#closed.delete(lease._id);
   }
 
-  async #recordGap({ instance, name, allReportedAtMs }: LeaseRow, toMs: number): Promise<void> {
+  /** As of its last grant: what it pinged by then was that far behind. */
+  async #noteLag(lease: LeaseRow): Promise<void> {
+    const { instance, startMs: toMs, allReportedAtMs: fromMs } = lease;
+    const known = this.#late.get(instance);
+    if (!lease.reportsUses || toMs - fromMs < this.#parts.limits.reportLagMs) {
+      this.#late.delete(instance);
+      return;
+    }
+    if (!known || gapIsDue(known, { fromMs, toMs, live: true }))
+      this.#late.set(instance, await this.#recordGap(lease, toMs, true));
+  }
+
+  async #recordGap({ instance, name, allReportedAtMs }: LeaseRow, toMs: number, live: boolean): Promise<GapState> {
     const { gaps, outbox, log } = this.#parts;
     const resourceService = name.slice(name.indexOf("/") + 1);
-    const command = { instance, resourceService, fromMs: allReportedAtMs, toMs };
-    const { commit } = await withSpan(span.reaction("record-gap"), {}, () =>
+    const command = { instance, resourceService, fromMs: allReportedAtMs, toMs, live };
+    const { commit, state } = await withSpan(span.reaction("record-gap"), {}, () =>
       gaps.handle(`watchers/${instance}`, command),
     );
-    if (!commit) return;
-    log.warn({ watcher: instance, resourceService }, "an instance ended without having reported all its uses");
+    if (!commit) return state;
+    const why = live ? "is late with reporting its uses" : "ended without having reported all its uses";
+    log.warn({ watcher: instance, resourceService }, `an instance ${why}`);
     void outbox.relay.published(commit, 0);
+    return state;
   }
 }
 

@@ -4,6 +4,7 @@ import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openAggregates } from "@curfew/event-log/handle-command.ts";
 import type { Lease } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
+import { restoredAtMs } from "@curfew/event-log/restore.ts";
 import { type Feed, openFeed } from "@curfew/projection/feed.ts";
 import { watchHealth } from "@curfew/rpc/health-watch.ts";
 import { openWaker, type RunningService, relayService, type ServiceParts, serve } from "@curfew/rpc/replica.ts";
@@ -57,6 +58,7 @@ const openCore = async (parts: ServiceParts, limits: WatchLimits) => {
     gaps: openAggregates({ streams, decider: reportingGaps, clock }),
     proofs: await openProofs({ store, book, leaseMs: limits.leaseMs }),
     index: new SecretIndex(),
+    restoredMs: await restoredAtMs(store),
     pending: new PendingRevocations(),
     hub: openWatchHub({ clock, limits }),
   };

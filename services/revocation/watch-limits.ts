@@ -19,6 +19,8 @@ export interface WatchLimits {
   readonly acknowledgeEveryMs: number;
   /** An SDK that came back within this time after its lease ended, or after we started, has left no gap. */
   readonly gapGraceMs: number;
+  /** An SDK whose reports lag further behind its pings leaves a gap while it lives: it may die before it reports. */
+  readonly reportLagMs: number;
   /** Leases are looked at this often for gaps. */
   readonly gapEveryMs: number;
   /** A lapsed instance is forgotten after this. */
@@ -36,6 +38,7 @@ export const defaultWatchLimits: WatchLimits = {
   maxStreamsPerCaller: 512,
   acknowledgeEveryMs: 20,
   gapGraceMs: 5_000,
+  reportLagMs: 10_000,
   gapEveryMs: 1_000,
   forgetAfterMs: 86_400_000,
 };

@@ -9,6 +9,7 @@ import type { GetRevocationResponse } from "@curfew/contracts/gen/curfew/revocat
 import type { Collection, Doc, DocumentStore } from "@curfew/document-store/port.ts";
 import type { Bus } from "@curfew/event-log/bus.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
+import { restoreStore } from "@curfew/event-log/restore.ts";
 import type { RunningService } from "@curfew/rpc/replica.ts";
 import { eventually } from "@curfew/rpc/testing/suite.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
@@ -463,6 +464,29 @@ describe("pushes", () => {
       instances: [{ instance: "v-1", acknowledgedAt: expect.anything() }],
     });
   });
+});
+
+it("a revocation that was open when the store was lost waits for leases whose rows are lost too", async () => {
+  const first = await suite.start();
+  const sam = await suite.as("person/sam", first);
+  const watcher = await leased(first, "v-1");
+  const tokenId = newTokenId();
+  await sam.revokeToken(revokeRequest(tokenId));
+  await watcher.endOf(tokenId);
+  await first.close();
+  expect((await messages()).filter((m) => isMessage(m, RevocationEffectiveSchema))).toEqual([]);
+  const store = await suite.store("revocation");
+  for (const name of ["watchers", "instances", "commits"]) {
+    const rows = await store.collection(name);
+    await rows.delete(...(await rows.find({ limit: 1_000 })).map(({ _id }) => _id));
+  }
+  const { bus, log } = await suite.parts("revocation");
+  const fromMs = systemClock.now();
+  const own = { bus, store, topic: topicNames.revocations, service: "revocation", clock: systemClock, log };
+  expect(await restoreStore(own)).toMatchObject({ replaced: 0 });
+  const again = await suite.as("person/sam", await suite.start());
+  const { atMs } = await effective(again, tokenId);
+  expect(atMs).toBeGreaterThanOrEqual(fromMs + leaseMs + marginMs);
 });
 
 it("a revocation whose proof went with a store that was restored is as effective as the log says", async () => {

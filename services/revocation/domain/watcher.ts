@@ -45,16 +45,26 @@ export interface RecordGap {
   readonly resourceService: string;
   readonly fromMs: number;
   readonly toMs: number;
+  /** The instance lives and may report it all yet. */
+  readonly live: boolean;
 }
 
-const decideGap = ({ gapToMs }: GapState, command: RecordGap): readonly UseReportingGap[] => {
-  // A gap is told once: a lease that ended is in no later gap's time.
-  if (command.toMs <= gapToMs) return [];
+/**
+ * A gap is told once: a lease that ended is in no later gap's time. One of an instance that lives is told again for what came since
+ * when that is as long as what was told, so that a month without reports is some twenty events.
+ */
+export const gapIsDue = (
+  { gapToMs }: GapState,
+  { fromMs, toMs, live }: Pick<RecordGap, "fromMs" | "toMs" | "live">,
+): boolean => toMs > gapToMs && !(live && toMs - gapToMs < gapToMs - fromMs);
+
+const decideGap = (state: GapState, command: RecordGap): readonly UseReportingGap[] => {
+  if (!gapIsDue(state, command)) return [];
   return [
     create(UseReportingGapSchema, {
       instance: command.instance,
       resourceService: command.resourceService,
-      from: timestampFromMs(Math.floor(Math.max(command.fromMs, gapToMs))),
+      from: timestampFromMs(Math.floor(Math.max(command.fromMs, state.gapToMs))),
       to: timestampFromMs(Math.ceil(command.toMs)),
     }),
   ];
