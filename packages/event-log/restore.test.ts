@@ -17,7 +17,7 @@ import { type Aggregates, openAggregates } from "./handle-command.ts";
 import { type Outbox, openOutbox } from "./outbox.ts";
 import { compareWithTopic, type OwnTopic, StoreBehind, StreamForked } from "./own-topic.ts";
 import { readTopic } from "./read-topic.ts";
-import { restoreFromTopic } from "./restore.ts";
+import { restoredAtMs, restoreFromTopic, restoreStore } from "./restore.ts";
 import { openSqliteBus } from "./sqlite.ts";
 import { type CommitDoc, openCommits } from "./streams.ts";
 import { type Collect, collected, collecting, listLog } from "./testing/collected.ts";
@@ -283,6 +283,20 @@ describe("what is published of a stream and stands otherwise in the store", () =
     await producer.close();
     await expect(restoreFromTopic(await own())).rejects.toThrow("the topic has both");
   });
+});
+
+it("a store remembers when it was last restored, however often and however it ended", async () => {
+  await history();
+  await rollBack();
+  expect(await restoredAtMs(store)).toBe(0);
+  let nowMs = 1_000;
+  const { commits: _, ...parts } = await own();
+  const restoring = () => restoreStore({ ...parts, store, clock: { ...clock, now: () => nowMs } });
+  expect(await restoring()).toMatchObject({ commits: 24 });
+  expect(await restoredAtMs(store)).toBe(1_000);
+  nowMs = 20_000;
+  expect(await restoring()).toMatchObject({ commits: 0 });
+  expect(await restoredAtMs(store)).toBe(20_000);
 });
 
 it("what a service did not write is no part of its store", async () => {

@@ -1,3 +1,5 @@
+import type { DocumentStore } from "@curfew/document-store/port.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import type { InRecord } from "./bus.ts";
 import {
@@ -12,7 +14,7 @@ import {
   StreamForked,
 } from "./own-topic.ts";
 import { readTopic } from "./read-topic.ts";
-import { type CommitDoc, commitId } from "./streams.ts";
+import { type CommitDoc, commitId, openCommits } from "./streams.ts";
 
 export interface Restored {
   /** On the topic. */
@@ -39,6 +41,32 @@ const forked = ({ stream, sequence, record }: Place, why: string) =>
   new StreamForked(
     `event ${sequence} of ${stream} at ${record.topic}@${record.offset} is not the one in the store, ${why}: nothing was copied from there on`,
   );
+
+type RestoreRow = { _id: string };
+const openRestores = (store: DocumentStore) => store.collection<RestoreRow>("restores");
+
+/**
+ * When the store was last restored, in ms since the epoch; 0: never. Rows that are not made from the log, such as leases, may be missing
+ * for the time before.
+ */
+export const restoredAtMs = async (store: DocumentStore): Promise<number> => {
+  const [newest] = await (await openRestores(store)).find({ order: -1, limit: 1 });
+  return Number(newest?._id ?? 0);
+};
+
+/** `restoreFromTopic` for a whole store, which remembers when. */
+export const restoreStore = async (
+  parts: Omit<OwnTopic, "commits"> & {
+    readonly store: DocumentStore;
+    readonly clock: Clock;
+    readonly log: Pick<Log, "warn">;
+  },
+): Promise<Restored> => {
+  const { store, clock } = parts;
+  // Before anything is copied: one that is killed has begun at this time, too.
+  await (await openRestores(store)).insert({ _id: String(clock.now()).padStart(15, "0") });
+  return await restoreFromTopic({ ...parts, commits: await openCommits(store) });
+};
 
 /**
  * Copies back what the topic has and the store has not, as commits with the same bytes and headers. Idempotent, and may be killed at any

@@ -1,13 +1,13 @@
 import { createPrivateKey, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
+import { hostname } from "node:os";
 import { join } from "node:path";
 import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import { type DocumentStore, StoreUnavailable } from "@curfew/document-store/port.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { openKafkaBus } from "@curfew/event-log/kafka.ts";
 import { ownTopics } from "@curfew/event-log/own-topic.ts";
-import { restoreFromTopic } from "@curfew/event-log/restore.ts";
-import { openCommits } from "@curfew/event-log/streams.ts";
+import { restoreStore } from "@curfew/event-log/restore.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import {
@@ -88,6 +88,12 @@ const commonSpec = (service: string) =>
     trustDomain: string({ about: "SPIFFE trust domain", pattern: trustDomainName }),
     organisationFile,
     listen: address({ about: "host:port to listen on", anyPort: true }),
+    advertiseHost: optional(
+      string({
+        about: "host under which fellow replicas reach this one; default: that of listen, or this machine's name where that is every address",
+        pattern: /^[A-Za-z0-9.:[\]-]{1,253}$/,
+      }),
+    ),
     reflection: boolean({ about: "serve gRPC reflection", default: false }),
     logLevel: oneOf({ about: "log level", values: ["debug", "info", "warn", "error"], default: "info" }),
     restore: boolean({
@@ -172,6 +178,14 @@ const untilReachable = async (store: DocumentStore, log: Log): Promise<void> => 
   }
 };
 
+const everyAddress = ["0.0.0.0", "::"];
+
+/** An address that means "all of them" reaches nobody else: then the machine's name does. */
+const advertise = ({ listen, advertiseHost }: CommonConfig): { advertiseHost?: string } => {
+  const host = advertiseHost ?? (everyAddress.includes(listen.host) ? hostname() : undefined);
+  return host === undefined ? {} : { advertiseHost: host };
+};
+
 /** Opens the real adapters; each is on `steps`, to be closed, as soon as it is open. */
 const openParts = async (
   name: string,
@@ -221,6 +235,7 @@ const openParts = async (
     log,
     instance,
     address: `${host.includes(":") ? `[${host}]` : host}:${port}`,
+    ...advertise(config),
     identity,
     caPem,
     trustDomain: config.trustDomain,
@@ -233,8 +248,8 @@ const openParts = async (
 const restore = async (name: string, { store, bus, log }: ServiceParts): Promise<void> => {
   const topic = ownTopics[name];
   if (topic === undefined) return log.warn({}, "CURFEW_RESTORE: this service has nothing to restore");
-  const own = { bus, commits: await openCommits(store), topic, service: name, log };
-  log.warn({ topic, ...(await restoreFromTopic(own)) }, "restored: start without CURFEW_RESTORE from now on");
+  const restored = await restoreStore({ bus, store, topic, service: name, clock: systemClock, log });
+  log.warn({ topic, ...restored }, "restored: start without CURFEW_RESTORE from now on");
 };
 
 const complain = (name: string, problems: readonly string[]): never => {

@@ -7,7 +7,7 @@ import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { restoredAtMs } from "@curfew/event-log/restore.ts";
 import { type Feed, openFeed } from "@curfew/projection/feed.ts";
 import { watchHealth } from "@curfew/rpc/health-watch.ts";
-import { openWaker, type RunningService, relayService, type ServiceParts, serve } from "@curfew/rpc/replica.ts";
+import { advertisedAddress, openWaker, type RunningService, relayService, type ServiceParts, serve } from "@curfew/rpc/replica.ts";
 import { bindService } from "@curfew/rpc/service-definition.ts";
 import { openAcknowledger } from "./acknowledger.ts";
 import { acknowledgements, reportingGaps } from "./domain/watcher.ts";
@@ -132,7 +132,7 @@ export const openRevocation = async (parts: ServiceParts, options: RevocationOpt
     bindService(RevocationService, handlers, { rejections }),
     relayService(outbox.relay, outbox.topic),
   ]);
-  const address = `${parts.address.slice(0, parts.address.lastIndexOf(":"))}:${server.port}`;
+  const address = advertisedAddress(parts, server.port);
   outbox.start(address);
 
   let health: { close(): void } | undefined;

@@ -3,9 +3,8 @@ import { join } from "node:path";
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { ownTopics } from "@curfew/event-log/own-topic.ts";
-import { restoreFromTopic } from "@curfew/event-log/restore.ts";
+import { restoreStore } from "@curfew/event-log/restore.ts";
 import { openSqliteBus } from "@curfew/event-log/sqlite.ts";
-import { openCommits } from "@curfew/event-log/streams.ts";
 import { topics } from "@curfew/event-log/topics.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import { DirectoryInUse, lockDirectory } from "@curfew/runtime/exclusive.ts";
@@ -48,8 +47,8 @@ const restoreAll = async (dataDir: string, names: readonly string[]) => {
     for (const service of names) {
       const store = await openSqliteStore({ file: join(dataDir, "store", `${service}.db`) });
       try {
-        const own = { bus, commits: await openCommits(store), topic: ownTopics[service] as string, service, log };
-        rows.push({ service, topic: own.topic, ...(await restoreFromTopic(own)) });
+        const own = { bus, store, topic: ownTopics[service] as string, service, clock: systemClock, log };
+        rows.push({ service, topic: own.topic, ...(await restoreStore(own)) });
       } finally {
         await store.close();
       }
