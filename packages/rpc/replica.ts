@@ -28,6 +28,8 @@ export interface ServiceParts {
   readonly instance: string;
   /** Where to listen, host:port; port 0 takes a free one. */
   readonly address: string;
+  /** Host under which fellow replicas reach this one; absent: that of `address`. */
+  readonly advertiseHost?: string;
   readonly identity: IdentitySource;
   readonly caPem: string;
   readonly trustDomain: string;
@@ -45,6 +47,10 @@ export interface RunningService {
   readonly failed: Promise<never>;
   close(): Promise<void>;
 }
+
+/** host:port under which fellow replicas reach this one, once its port is bound. */
+export const advertisedAddress = (parts: ServiceParts, port: number): string =>
+  `${parts.advertiseHost ?? parts.address.slice(0, parts.address.lastIndexOf(":"))}:${port}`;
 
 /** Opens the gRPC server of a replica. Its health is NOT_SERVING until `server.health.setAll("SERVING")`. */
 export const serve = (parts: ServiceParts, services: readonly BoundService[]): Promise<RpcServer> =>

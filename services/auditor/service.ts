@@ -5,7 +5,14 @@ import { type Lease, openLease } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { HealthState } from "@curfew/rpc/health.ts";
-import { openWaker, type RunningService, relayService, type ServiceParts, serve } from "@curfew/rpc/replica.ts";
+import {
+  advertisedAddress,
+  openWaker,
+  type RunningService,
+  relayService,
+  type ServiceParts,
+  serve,
+} from "@curfew/rpc/replica.ts";
 import type { AnyHandler, BoundService, CallContext } from "@curfew/rpc/service-definition.ts";
 import { type BatchDoc, LedgerBroken } from "./domain.ts";
 import { openFollower } from "./follower.ts";
@@ -87,7 +94,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
     whenReady(auditorService({ batches, models, ledger, follower, broken }), () => isReady),
     relayService(outbox.relay, outbox.topic),
   ]);
-  const address = `localhost:${server.port}`;
+  const address = advertisedAddress(parts, server.port);
   outbox.start(address);
   lease = openLease({
     rows: outbox.leases,

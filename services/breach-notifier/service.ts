@@ -6,7 +6,14 @@ import { openAggregates } from "@curfew/event-log/handle-command.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { type Feed, openFeed } from "@curfew/projection/feed.ts";
 import { watchHealth } from "@curfew/rpc/health-watch.ts";
-import { openWaker, type RunningService, relayService, type ServiceParts, serve } from "@curfew/rpc/replica.ts";
+import {
+  advertisedAddress,
+  openWaker,
+  type RunningService,
+  relayService,
+  type ServiceParts,
+  serve,
+} from "@curfew/rpc/replica.ts";
 import { clockOf, degradedOf } from "./case-view.ts";
 import { openChannels } from "./channels/open.ts";
 import type { Channel, PageContent } from "./channels/page.ts";
@@ -139,7 +146,7 @@ export const openBreachNotifier = async (parts: BreachParts): Promise<RunningSer
     }),
     relayService(outbox.relay, outbox.topic),
   ]);
-  const address = `${parts.address.slice(0, parts.address.lastIndexOf(":"))}:${server.port}`;
+  const address = advertisedAddress(parts, server.port);
   outbox.start(address);
   // Time goes on whether or not the bus is there: cases are in the store. Signals are taken once the log is read.
   const reactions = openReactions({

@@ -5,7 +5,14 @@ import { type Lease, openLease } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { type Feed, openFeed } from "@curfew/projection/feed.ts";
 import { watchHealth } from "@curfew/rpc/health-watch.ts";
-import { openWaker, type RunningService, relayService, type ServiceParts, serve } from "@curfew/rpc/replica.ts";
+import {
+  advertisedAddress,
+  openWaker,
+  type RunningService,
+  relayService,
+  type ServiceParts,
+  serve,
+} from "@curfew/rpc/replica.ts";
 import { identityDecider, keyDecider, policyDecider } from "./domain/records.ts";
 import { tokenDecider } from "./domain.ts";
 import { issuerService } from "./grpc.ts";
@@ -113,7 +120,7 @@ export const openIssuer = async (parts: IssuerParts): Promise<RunningService> =>
     },
   });
   const server = await serve(parts, [handlers, relayService(outbox.relay, outbox.topic)]);
-  const address = `${parts.address.slice(0, parts.address.lastIndexOf(":"))}:${server.port}`;
+  const address = advertisedAddress(parts, server.port);
   outbox.start(address);
 
   let health: { close(): void } | undefined;
