@@ -11,6 +11,7 @@ import type { Feed } from "@curfew/projection/feed.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import type { LeaseBook } from "./lease-book.ts";
+import type { PendingRevocations } from "./pending.ts";
 import type { WatchLimits } from "./watch-limits.ts";
 import type { WatchSession } from "./watch-session.ts";
 
@@ -67,11 +68,12 @@ export const openFreshness = (parts: {
   readonly topics: readonly string[];
   readonly feed: () => Feed | undefined;
   readonly book: LeaseBook;
+  readonly pending: PendingRevocations;
   readonly clock: Clock;
   readonly log: Log;
   readonly limits: WatchLimits;
 }): Freshness => {
-  const { relay, bus, book, clock, log, limits } = parts;
+  const { relay, bus, book, pending, clock, log, limits } = parts;
   const closing = new AbortController();
   let woken = Promise.withResolvers<void>();
   let warnedMs = Number.NEGATIVE_INFINITY;
@@ -101,8 +103,13 @@ export const openFreshness = (parts: {
 
   const withinLimit = <T>(work: (signal: AbortSignal) => Promise<T>) => within(limits.markTimeoutMs, clock, work);
 
+  /**
+   * Never for who has left a revocation unacknowledged for the length of a lease, whatever stream it comes by: the lease it has bounds
+   * the effective time then. One that takes part acknowledges what a new stream brings first, and gets its lease at the next ping.
+   */
   const isDue = ({ session }: Asked) =>
-    session.grantedMs === undefined || clock.monotonicMs() - session.grantedMs >= limits.renewAfterMs;
+    (session.grantedMs === undefined || clock.monotonicMs() - session.grantedMs >= limits.renewAfterMs) &&
+    !pending.owes(session.instance, clock.monotonicMs() - limits.leaseMs);
 
   /** Durable before anybody hears of it. Answers who was granted one. */
   const renew = async (due: readonly Asked[]): Promise<Set<WatchSession>> => {

@@ -175,7 +175,8 @@ class RevocationCalls {
     const state = await revocations.load(streamOf(tokenId));
     const effective = state.status === "effective" ? await this.#proofOf(tokenId, eventId) : undefined;
     const committedMs = msOf(message.revokedAt);
-    const known = pending.get(eventId) ?? { id: eventId, tokenId, committedMs, acknowledgements: new Map() };
+    const unknown = { id: eventId, tokenId, committedMs, sinceMs: clock.monotonicMs(), acknowledgements: new Map() };
+    const known = pending.get(eventId) ?? unknown;
     const proof = effective ?? (await proofs.soFar(known, clock.now()));
     return {
       tokenId,
@@ -244,10 +245,10 @@ class RevocationCalls {
   #announced(commit: CommitDoc | undefined): Found<typeof TokenRevokedSchema> | undefined {
     const revoked = commit && findEvent(commit, TokenRevokedSchema);
     if (!revoked) return undefined;
-    const { hub, pending } = this.#parts;
+    const { hub, pending, clock } = this.#parts;
     const { tokenId, revokedAt } = revoked.message;
     hub.push(revoked.eventId, endedByRevocation(tokenId, revoked.eventId));
-    pending.add(revoked.eventId, tokenId, msOf(revokedAt));
+    pending.add(revoked.eventId, tokenId, msOf(revokedAt), clock.monotonicMs());
     return revoked;
   }
 

@@ -5,9 +5,17 @@ export interface PendingRevocation {
   readonly id: string;
   readonly tokenId: string;
   readonly committedMs: number;
+  /** When this replica heard of it, on its monotonic clock: after the commit. */
+  readonly sinceMs: number;
   /** By instance; the first receipt counts. */
   readonly acknowledgements: ReadonlyMap<string, Acknowledgement>;
 }
+
+type Pending = PendingRevocation & {
+  readonly acknowledgements: Map<string, Acknowledgement>;
+  /** Instances that acknowledged it here, whether or not that is recorded yet. */
+  readonly heardFrom: Set<string>;
+};
 
 /** Acknowledgements of revocations not read yet, or effective already. */
 const maxEarly = 10_000;
@@ -18,20 +26,17 @@ const maxOffsets = 10_000;
 export class PendingRevocations {
   /** Something came that a reaction waits for. */
   onChange: () => void = () => undefined;
-  readonly #pending = new Map<
-    string,
-    PendingRevocation & { readonly acknowledgements: Map<string, Acknowledgement> }
-  >();
+  readonly #pending = new Map<string, Pending>();
   readonly #early = new Map<string, Map<string, Acknowledgement>>();
   readonly #offsets = new Map<string, number>();
   /** Effective ones, as long as their TokenRevoked may still come from the topic after its commit was told here. */
   readonly #done = new Set<string>();
 
-  add(id: string, tokenId: string, committedMs: number): void {
+  add(id: string, tokenId: string, committedMs: number, sinceMs: number): void {
     if (this.#pending.has(id) || this.#done.has(id)) return;
     const acknowledgements = this.#early.get(id) ?? new Map<string, Acknowledgement>();
     this.#early.delete(id);
-    this.#pending.set(id, { id, tokenId, committedMs, acknowledgements });
+    this.#pending.set(id, { id, tokenId, committedMs, sinceMs, acknowledgements, heardFrom: new Set() });
     this.onChange();
   }
 
@@ -57,9 +62,21 @@ export class PendingRevocations {
     if (this.#done.size > maxEarly) this.#done.delete(this.#done.values().next().value as string);
   }
 
-  /** Whether an acknowledgement of this instance tells anything new. */
-  awaits(id: string, instance: string): boolean {
-    return this.#pending.get(id)?.acknowledgements.has(instance) === false;
+  /** An acknowledgement of this instance has arrived, and will be recorded. False: it tells nothing new. */
+  heard(id: string, instance: string): boolean {
+    const pending = this.#pending.get(id);
+    if (!pending || pending.acknowledgements.has(instance)) return false;
+    pending.heardFrom.add(instance);
+    return true;
+  }
+
+  /** Whether the instance has left unacknowledged what was known here before `sinceMs`. Few are that old, and they come first. */
+  owes(instance: string, sinceMs: number): boolean {
+    for (const pending of this.#pending.values()) {
+      if (pending.sinceMs >= sinceMs) return false;
+      if (!pending.acknowledgements.has(instance) && !pending.heardFrom.has(instance)) return true;
+    }
+    return false;
   }
 
   get(id: string): PendingRevocation | undefined {

@@ -39,7 +39,8 @@ export const createProjection = (parts: {
     apply(event: ReadEvent): void {
       const { message } = event;
       if (isMessage(message, TokenRevokedSchema)) {
-        pending.add(event.id, message.tokenId, message.revokedAt ? timestampMs(message.revokedAt) : event.timeMs);
+        const committedMs = message.revokedAt ? timestampMs(message.revokedAt) : event.timeMs;
+        pending.add(event.id, message.tokenId, committedMs, clock.monotonicMs());
         pending.publishedAt(event.id, event.record.offset);
         end(event, endedByRevocation(message.tokenId, event.id));
       } else if (isMessage(message, RevocationAcknowledgedSchema)) {

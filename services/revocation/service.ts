@@ -7,7 +7,14 @@ import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { restoredAtMs } from "@curfew/event-log/restore.ts";
 import { type Feed, openFeed } from "@curfew/projection/feed.ts";
 import { watchHealth } from "@curfew/rpc/health-watch.ts";
-import { advertisedAddress, openWaker, type RunningService, relayService, type ServiceParts, serve } from "@curfew/rpc/replica.ts";
+import {
+  advertisedAddress,
+  openWaker,
+  type RunningService,
+  relayService,
+  type ServiceParts,
+  serve,
+} from "@curfew/rpc/replica.ts";
 import { bindService } from "@curfew/rpc/service-definition.ts";
 import { openAcknowledger } from "./acknowledger.ts";
 import { acknowledgements, reportingGaps } from "./domain/watcher.ts";
@@ -106,7 +113,7 @@ const openWatching = ({ bus, clock, log, instance }: ServiceParts, core: Core, f
   const { outbox, hub, book, pending, limits } = core;
   const { relay } = outbox;
   const sessions = () => hub.sessions;
-  const freshness = openFreshness({ relay, bus, topics, book, clock, log, limits, sessions, feed });
+  const freshness = openFreshness({ relay, bus, topics, book, pending, clock, log, limits, sessions, feed });
   const acknowledger = openAcknowledger({
     ...{ instance, relay, clock, log },
     aggregates: core.acknowledgements,

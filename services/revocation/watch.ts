@@ -54,7 +54,7 @@ const receive = (parts: WatchParts, session: WatchSession, { kind }: WatchRevoca
   } else if (kind.case === "acknowledge") {
     const { clockOffsetMs, instance } = session;
     // Of no use for what is effective already, and of no meaning for what is no revocation.
-    const ids = kind.value.revocationEventIds.filter((id) => pending.awaits(id, instance));
+    const ids = kind.value.revocationEventIds.filter((id) => pending.heard(id, instance));
     if (ids.length > 0) acknowledger.receive(instance, ids, { receivedAtMs: nowMs, clockOffsetMs });
   } else throw invalid("HELLO_TWICE", "say hello once, as the first message");
 };
