@@ -1,16 +1,18 @@
 import { randomInt, randomUUID } from "node:crypto";
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { Delivery } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import { IssuerService } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
+import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
 import { type ReadEvent, readEvent } from "@curfew/event-log/envelope.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openKafkaBus } from "@curfew/event-log/kafka.ts";
+import { type CommitDoc, openCommits } from "@curfew/event-log/streams.ts";
 import { applyTopics } from "@curfew/event-log/topics.ts";
 import { openClient } from "@curfew/rpc/client.ts";
 import { createIdentitySource } from "@curfew/rpc/credentials.ts";
@@ -62,7 +64,7 @@ describe.skipIf(unavailable.length > 0)("two issuers on a real broker and a real
   const ports: number[] = [];
   const closers: (() => void)[] = [];
 
-  const startIssuer = async (n: number) => {
+  const startIssuer = async (n: number, more: Record<string, string> = {}) => {
     const port = ports[n] as number;
     const environment = {
       CURFEW_MONGO_URL: ferret.url,
@@ -76,6 +78,7 @@ describe.skipIf(unavailable.length > 0)("two issuers on a real broker and a real
       CURFEW_TRUST_DOMAIN: trustDomain,
       CURFEW_ORGANISATION_FILE: join(dir, "organisation.yaml"),
       CURFEW_LISTEN: `localhost:${port}`,
+      ...more,
     };
     const main = fileURLToPath(new URL("../../services/issuer/main.ts", import.meta.url));
     issuers[n] = await openServerProcess({
@@ -184,6 +187,47 @@ describe.skipIf(unavailable.length > 0)("two issuers on a real broker and a real
       const stream = streams.get(`tokens/${tokenId}`);
       expect([...(stream ?? [])].map(([sequence, ids]) => [sequence, ids.size])).toEqual([[1, 1]]);
     }
+  });
+
+  test("one whose database comes from a backup ends, and serves again once it has restored itself from the topic", async () => {
+    await Promise.all(issuers.map((issuer) => issuer.stop()));
+    const store = await openMongoStore({ url: ferret.url, database: "curfew_issuer" });
+    closers.push(() => void store.close());
+    const commits = await openCommits(store);
+    const all = async () => {
+      const found: CommitDoc[] = [];
+      for (let from = ""; ; from = `${found.at(-1)?._id}!`) {
+        const page = await commits.find({ limit: 1_000, ...(from && { from }) });
+        found.push(...page);
+        if (page.length < 1_000) return found.map(({ unpublished: _, ...doc }) => doc);
+      }
+    };
+    const backedUp = new Set((await all()).map(({ _id }) => _id));
+    await startIssuer(0);
+    const admin = await client("person/ada", ports[0] as number);
+    const publish = async () => {
+      const document = `${policy}# ${randomUUID()}\n`;
+      return await admin.publishPolicy({ requestId: randomUUID(), policy: "tokens", document });
+    };
+    await vi.waitFor(publish, { timeout: 60_000, interval: 500 });
+    const { version, published } = await publish();
+    expect(published).toBe(true);
+    await issuers[0]?.stop();
+    const before = await all();
+    const lost = before.map(({ _id }) => _id).filter((id) => !backedUp.has(id));
+    expect(await commits.delete(...lost)).toBe(lost.length);
+
+    await startIssuer(0);
+    await vi.waitFor(() => expect(readFileSync(join(dir, "issuer-0.log"), "utf8")).toContain("CURFEW_RESTORE=true"), {
+      timeout: 60_000,
+    });
+    await vi.waitFor(() => expect(() => process.kill(issuers[0]?.pid ?? 0, 0)).toThrow("ESRCH"), { timeout: 60_000 });
+
+    await startIssuer(0, { CURFEW_RESTORE: "true" });
+    const next = await vi.waitFor(publish, { timeout: 60_000, interval: 500 });
+    expect(next.version).toBe(version + 1);
+    const after = await all();
+    expect(after.filter(({ _id }) => before.some((doc) => doc._id === _id))).toEqual(before);
   });
 });
 
