@@ -1,6 +1,8 @@
 import { create } from "@bufbuild/protobuf";
 import { createValidator } from "@bufbuild/protovalidate";
 import { PersonSchema, UseRequestSchema } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import { systemRandom } from "@curfew/runtime/random.ts";
+import { mintSecret } from "@curfew/token-format/secret.ts";
 import { describe, expect, test } from "vitest";
 import { type AccessRequest, InvalidRequest, parseAccessRequest, parsePerson } from "./access-request.ts";
 
@@ -43,7 +45,15 @@ const values: { readonly [K in keyof AccessRequest]: readonly unknown[] } = {
   controller: ["a", long, `${long}x`, "", "A", "a\n"],
   maxPeople: [0, 1_000_000_000, 1_000_000_001, -1],
   maxRecords: [0, 1_000_000_000_000, 1_000_000_000_001, -1],
-  presenterThumbprint: ["", "x".repeat(64), "x".repeat(65)],
+  presenterThumbprint: [
+    "",
+    "x".repeat(42),
+    "x".repeat(43),
+    "x".repeat(44),
+    "_-".repeat(21),
+    "jane.doe@example.com",
+    "_-09azAZ".repeat(6).slice(0, 43),
+  ],
   sourceCountry: ["", "DE", "de", "DEU", "D", "DE\n"],
 };
 
@@ -107,6 +117,17 @@ test("what is no request at all is refused, and no message repeats a value", () 
     expect(parse).toThrow(InvalidRequest);
     expect(parse).not.toThrow(secret);
   }
+});
+
+test("a secret in a field that is recorded is refused and not repeated; what only looks like one is taken", () => {
+  const secret = mintSecret("s", systemRandom);
+  for (const wrong of [{ resource: `invoices/${secret}/1` }, { presenterThumbprint: `${secret}xx` }]) {
+    const parse = () => parseAccessRequest({ ...request, ...wrong });
+    expect(parse).toThrow(InvalidRequest);
+    expect(parse).not.toThrow(secret);
+  }
+  const resource = `invoices/${secret.slice(0, -1)}-`;
+  expect(parseAccessRequest({ ...request, resource }).resource).toBe(resource);
 });
 
 test("the caller's array may change afterwards", () => {

@@ -1,5 +1,6 @@
 import { isIP } from "node:net";
 import { Action } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import { findSecrets } from "@curfew/token-format/scan.ts";
 
 /** One intended use, as the resource service declares it before it touches anything. */
 export interface AccessRequest {
@@ -47,6 +48,7 @@ export class InvalidRequest extends TypeError {
 const name = /^[a-z0-9][a-z0-9-]{0,62}$/;
 const scopeForm = /^[a-z0-9][a-z0-9-]{0,62}:[a-z0-9][a-z0-9-]{0,62}$/;
 const resourceForm = /^[A-Za-z0-9._~-]+(\/[A-Za-z0-9._~-]+)*$/;
+const thumbprintForm = /^([A-Za-z0-9_-]{43})?$/;
 const countryForm = /^([A-Z]{2})?$/;
 const maxCategories = 32;
 const actions = { read: Action.READ, write: Action.WRITE, delete: Action.DELETE } as const;
@@ -60,6 +62,15 @@ const isShort = (text: unknown): boolean => typeof text === "string" && text.len
 
 const isAddress = (text: unknown): boolean =>
   isShort(text) && isIP(text as string) !== 0 && !(text as string).includes("%");
+
+/** What every secret of ours begins with: most texts are known at this glance to hold none. */
+const secretPrefix = "cfw";
+const mustHoldNoSecret = (field: string, text: string): void =>
+  must(
+    !text.includes(secretPrefix) || findSecrets(text).length === 0,
+    field,
+    "no secret; revoke the one that it holds",
+  );
 
 const count = (field: string, value: number, most: number): bigint => {
   must(Number.isSafeInteger(value) && value >= 0 && value <= most, field, `a whole number from 0 to ${most}`);
@@ -89,7 +100,14 @@ export const parseAccessRequest = (request: AccessRequest) => {
   must(new Set(dataCategories).size === dataCategories.length, "dataCategories", "each once");
   must(Object.hasOwn(actions, action), "action", "read, write or delete");
   must(sourceAddress === "" || isAddress(sourceAddress), "sourceAddress", "an IPv4 or IPv6 address without a zone");
-  must(isShort(presenterThumbprint), "presenterThumbprint", "at most 64 characters");
+  must(
+    typeof presenterThumbprint === "string" && thumbprintForm.test(presenterThumbprint),
+    "presenterThumbprint",
+    "a SHA-256, base64url",
+  );
+  // The others have no room or no characters for one.
+  mustHoldNoSecret("resource", resource);
+  mustHoldNoSecret("presenterThumbprint", presenterThumbprint);
   must(typeof sourceCountry === "string" && countryForm.test(sourceCountry), "sourceCountry", "two capital letters");
   return {
     scope,

@@ -11,7 +11,8 @@ const mask = "[secret]";
 /** Protobuf parsers stop at 100; nothing of ours is nested deeper than a few. */
 const maxDepth = 32;
 
-const isSecret = (field: DescField): boolean => hasOption(field, secret) && getOption(field, secret);
+/** Whether the field is marked `(curfew.options.v1.secret)`. */
+export const isSecret = (field: DescField): boolean => hasOption(field, secret) && getOption(field, secret);
 
 const redactScalar = (value: unknown): Redacted => {
   if (typeof value === "bigint") return value.toString();

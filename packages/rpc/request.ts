@@ -4,7 +4,7 @@ import { createValidator, type Violation } from "@bufbuild/protovalidate";
 import { openCertainlyValid } from "./certainly-valid.ts";
 import { type FieldViolation, RpcError } from "./errors.ts";
 import { bufferOf } from "./service-definition.ts";
-import { malformedFields } from "./well-formed.ts";
+import { malformedFields, secretInField } from "./well-formed.ts";
 
 const compiled = new Map<string, RegExp>();
 
@@ -33,7 +33,8 @@ const fieldViolation = (violation: Violation) => ({
 const invalid = (fieldViolations: readonly FieldViolation[]): RpcError => {
   const named = fieldViolations.map((v) => (v.field ? `${v.field}: ${v.description}` : v.description));
   const message = `invalid request: ${named.slice(0, 3).join("; ")}`;
-  return new RpcError({ status: "INVALID_ARGUMENT", reason: "INVALID_REQUEST", message, fieldViolations });
+  const reason = fieldViolations.some((v) => v.reason === secretInField) ? secretInField : "INVALID_REQUEST";
+  return new RpcError({ status: "INVALID_ARGUMENT", reason, message, fieldViolations });
 };
 
 /** Decodes a request and checks the rules of its proto. Throws RpcError INVALID_ARGUMENT, with a BadRequest for broken rules. */

@@ -1,9 +1,13 @@
-import { create, type DescMessage, type MessageInitShape } from "@bufbuild/protobuf";
+import { create, type DescMessage, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { DecideAwarenessRequestSchema } from "@curfew/contracts/gen/curfew/breach/v1/breach_pb.ts";
 import { RotateTokenRequestSchema } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
 import { VerifyTokenRequestSchema } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import { ListServiceResponseSchema } from "@curfew/contracts/gen/grpc/reflection/v1/reflection_pb.ts";
+import { systemRandom } from "@curfew/runtime/random.ts";
+import { mintSecret } from "@curfew/token-format/secret.ts";
 import { expect, test } from "vitest";
+import type { RpcError } from "./errors.ts";
+import { parseRequest } from "./request.ts";
 import { malformedFields } from "./well-formed.ts";
 
 const wrong = <D extends DescMessage>(desc: D, init: MessageInitShape<D>) =>
@@ -50,6 +54,32 @@ test("text holds no control characters, in lists, oneofs and nested messages too
     "use.scope CONTROL_CHARACTER",
     "use.data_categories[0] CONTROL_CHARACTER",
   ]);
+});
+
+test("a secret is refused in every field but those that are for it, and the value is not repeated", () => {
+  for (const kind of ["s", "x", "c"] as const) {
+    const secret = mintSecret(kind, systemRandom);
+    const use = { resource: `invoices/${secret}`, dataCategories: ["a", secret], sourceAddress: secret };
+    const request = { credential: { case: "secret" as const, value: secret }, use };
+    expect(wrong(VerifyTokenRequestSchema, request)).toEqual([
+      "use.resource SECRET_IN_FIELD",
+      "use.data_categories[1] SECRET_IN_FIELD",
+    ]);
+    const bytes = toBinary(VerifyTokenRequestSchema, create(VerifyTokenRequestSchema, request));
+    let failure: unknown;
+    try {
+      parseRequest(VerifyTokenRequestSchema, bytes);
+    } catch (error) {
+      failure = (error as RpcError).failure;
+    }
+    expect(failure).toMatchObject({ status: "INVALID_ARGUMENT", reason: "SECRET_IN_FIELD" });
+    expect(JSON.stringify(failure)).not.toContain(secret.slice(5, 20));
+  }
+});
+
+test("what only looks like a secret is none", () => {
+  const nearly = `${mintSecret("s", systemRandom).slice(0, -1)}-`;
+  expect(wrong(VerifyTokenRequestSchema, { use: { resource: `cfws_/${nearly}` } })).toEqual([]);
 });
 
 test("at most twenty fields are named", () => {

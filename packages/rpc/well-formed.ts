@@ -1,10 +1,13 @@
 import { type DescField, type DescMessage, ScalarType } from "@bufbuild/protobuf";
+import { findSecrets } from "@curfew/token-format/scan.ts";
 import type { FieldViolation } from "./errors.ts";
+import { isSecret } from "./redact.ts";
 
 /**
  * What every request must be, whatever the rules of its proto say. Text holds no control characters but tab, newline and return: they
  * would reach terminals, mails and files of those who read the log. Times and durations are ones that protobuf defines: a time with
- * nanos below zero decodes, is written to the log, and then nobody can print it.
+ * nanos below zero decodes, is written to the log, and then nobody can print it. A secret of ours stands in no field but those marked
+ * for it: from any other it would be written to the log in clear.
  */
 type Problem = Pick<FieldViolation, "description" | "reason">;
 type Check = (value: unknown, at: string, found: FieldViolation[]) => void;
@@ -42,6 +45,15 @@ const textProblem = (text: string): Problem | undefined =>
     ? { reason: "CONTROL_CHARACTER", description: "must hold no control characters" }
     : undefined;
 
+/** What every secret of ours begins with: most texts are known at this glance to hold none. */
+const secretPrefix = "cfw";
+export const secretInField = "SECRET_IN_FIELD";
+
+const clearTextProblem = (text: string): Problem | undefined =>
+  text.includes(secretPrefix) && findSecrets(text).length > 0
+    ? { reason: secretInField, description: "must hold no secret; revoke the one that it holds" }
+    : textProblem(text);
+
 const checkOf =
   <T>(problemOf: (value: T) => Problem | undefined): Check =>
   (value, field, found) => {
@@ -52,11 +64,15 @@ const checkOf =
 const checkTime = checkOf(timeProblem);
 const checkDuration = checkOf(durationProblem);
 const checkText = checkOf(textProblem);
+const checkClearText = checkOf(clearTextProblem);
 
 /** Of one value of the field, not of a list of them. */
 const itemCheck = (field: DescField): Check | undefined => {
   const { message } = field;
-  if (!message) return "scalar" in field && field.scalar === ScalarType.STRING ? checkText : undefined;
+  if (!message) {
+    if (!("scalar" in field) || field.scalar !== ScalarType.STRING) return undefined;
+    return isSecret(field) ? checkText : checkClearText;
+  }
   if (message.typeName === "google.protobuf.Timestamp") return checkTime;
   if (message.typeName === "google.protobuf.Duration") return checkDuration;
   return (value, at, found) => walk(message, value as Fields, `${at}.`, found);

@@ -82,8 +82,8 @@ const reasons: Record<Exclude<keyof typeof Reason, "UNSPECIFIED" | "STALE_VERIFI
   PURPOSE_NOT_GRANTED: { secret: () => give("a"), use: { purpose: "marketing" }, named: true },
   DATA_CATEGORY_NOT_GRANTED: { secret: () => give("a"), use: { dataCategories: ["health"] }, named: true },
   BINDING_MISMATCH: {
-    secret: () => give("a", { grant: { certificateThumbprint: "mine" } }),
-    use: { presenterThumbprint: "theirs" },
+    secret: () => give("a", { grant: { certificateThumbprint: "m".repeat(43) } }),
+    use: { presenterThumbprint: "t".repeat(43) },
     named: true,
   },
 };
@@ -121,11 +121,11 @@ describe("an answer", () => {
 
   it("by the SHA-256 of a secret is the same, and a bound token is good for its own certificate", async () => {
     const { secret, digest } = suite.mint();
-    await suite.publish(issued("a", { ...live(), digest }, { grant: { certificateThumbprint: "mine" } }));
+    await suite.publish(issued("a", { ...live(), digest }, { grant: { certificateThumbprint: "m".repeat(43) } }));
     const { port } = await ready();
     const response = await (await suite.client(port)).verifyToken({
       credential: { case: "secretSha256", value: secretHash(secret) },
-      use: useOf({ presenterThumbprint: "mine" }),
+      use: useOf({ presenterThumbprint: "m".repeat(43) }),
     });
     expect(response.reason).toBe(Reason.OK);
   });
