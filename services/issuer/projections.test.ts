@@ -14,7 +14,7 @@ import { eventTypeOf } from "@curfew/event-log/event-types.ts";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { openHeap } from "./heap.ts";
-import { keepEndedMs, openTokenBook } from "./projections.ts";
+import { keepEndedMs, maxEarlyUses, openTokenBook, useClockToleranceMs } from "./projections.ts";
 
 const hourMs = 3_600_000;
 const event = (subject: string, message: Message, sequence?: number, timeMs = 0): ReadEvent => ({
@@ -60,6 +60,14 @@ const revoked = (tokenId: string, timeMs = 5) =>
 const used = (tokenId: string, atMs: number, reason: Reason = Reason.OK) =>
   event("use/1", create(UseDecidedSchema, { tokenId, reason, decidedAt: timestampFromMs(atMs) }));
 
+const usedAndTaken = (tokenId: string, atMs: number, readMs: number) =>
+  event(
+    "use/1",
+    create(UseDecidedSchema, { tokenId, reason: Reason.OK, decidedAt: timestampFromMs(atMs) }),
+    undefined,
+    readMs,
+  );
+
 const bookOf = (...events: readonly ReadEvent[]) => {
   const book = openTokenBook();
   for (const each of events) book.apply(each);
@@ -97,6 +105,28 @@ describe("the book of tokens", () => {
     );
     expect(book.get("a")).toBeUndefined();
     expect(book.get("b")).toMatchObject({ sequence: 1, state: { status: "issued" } });
+  });
+
+  test("knows no token by its uses alone, however many ids are used; the latest are remembered until it is issued", () => {
+    const ids = Array.from({ length: maxEarlyUses + 1 }, (_, i) => `t${i}`);
+    const book = bookOf(...ids.map((id) => used(id, 7)));
+    for (const id of [ids[0], ids.at(-1)]) {
+      expect(book.get(id ?? "")).toBeUndefined();
+      book.apply(issued(id ?? ""));
+    }
+    expect(book.get("t0")?.lastUsedMs).toBeUndefined();
+    expect(book.get(ids.at(-1) ?? "")?.lastUsedMs).toBe(7);
+    const revokedBook = bookOf(revoked("a"), used("a", 3), issued("a"));
+    expect(revokedBook.get("a")).toMatchObject({ revokedMs: 5, lastUsedMs: 3 });
+  });
+
+  test("believes no use later than the broker has taken its record, but for clocks that differ a little", () => {
+    const takenMs = 10 * hourMs;
+    const lastUsed = (atMs: number) => bookOf(issued("a"), usedAndTaken("a", atMs, takenMs)).get("a")?.lastUsedMs;
+    expect(lastUsed(takenMs - hourMs)).toBe(takenMs - hourMs);
+    expect(lastUsed(takenMs + useClockToleranceMs)).toBe(takenMs + useClockToleranceMs);
+    expect(lastUsed(takenMs + useClockToleranceMs + 1)).toBe(takenMs);
+    expect(lastUsed(Date.UTC(9998, 0, 1))).toBe(takenMs);
   });
 
   test("gives what is due, once, until it is postponed or something happens", () => {

@@ -36,6 +36,10 @@ export interface TokenBook {
 
 /** Ended tokens stay in lists this long: as long as a lineage may live. */
 export const keepEndedMs = 30 * 24 * 3_600_000;
+/** The topic of uses is read beside that of tokens and may be ahead of it; ids in it that no token has must not fill the memory. */
+export const maxEarlyUses = 100_000;
+/** How far an SDK's clock may be from the broker's; what claims to be later was used when the broker took it. */
+export const useClockToleranceMs = 300_000;
 const tokenPrefix = tokenStream("");
 
 interface Due {
@@ -129,9 +133,31 @@ const openEntries = () => {
   };
 };
 
+/** Uses that were read before their tokens' issuance, if those were ever issued: the latest of each, the longest unheard dropped first. */
+const openEarlyUses = () => {
+  const lastUsedMs = new Map<string, number>();
+  return {
+    put(tokenId: string, atMs: number) {
+      const before = lastUsedMs.get(tokenId) ?? 0;
+      lastUsedMs.delete(tokenId);
+      for (const oldest of lastUsedMs.keys()) {
+        if (lastUsedMs.size < maxEarlyUses) break;
+        lastUsedMs.delete(oldest);
+      }
+      lastUsedMs.set(tokenId, Math.max(before, atMs));
+    },
+    take(tokenId: string): number | undefined {
+      const atMs = lastUsedMs.get(tokenId);
+      lastUsedMs.delete(tokenId);
+      return atMs;
+    },
+  };
+};
+
 export const openTokenBook = (): TokenBook => {
   const { entries, entryOf, index, forget, list } = openEntries();
   const dues = openDues(entries);
+  const early = openEarlyUses();
 
   const applyToken = (event: ReadEvent) => {
     if (!event.subject.startsWith(tokenPrefix)) return;
@@ -142,7 +168,11 @@ export const openTokenBook = (): TokenBook => {
     entry.state = tokenDecider.evolve(entry.state, event.message as TokenEvent);
     entry.sequence = event.sequence;
     entry.offset = event.record.offset;
-    if (entry.sequence === 1) index(entry);
+    if (entry.sequence === 1) {
+      index(entry);
+      const usedMs = early.take(tokenId);
+      if (usedMs !== undefined) noteUse(entry, usedMs);
+    }
     dues.put(entry, dueOf(entry, event.timeMs));
   };
 
@@ -152,12 +182,17 @@ export const openTokenBook = (): TokenBook => {
     dues.put(entry, dueOf(entry, timeMs));
   };
 
-  const applyUse = ({ tokenId, reason, decidedAt }: UseDecided, timeMs: number) => {
-    if (tokenId === "" || reason !== Reason.OK) return;
-    const entry = entryOf(tokenId);
-    const atMs = decidedAt ? timestampMs(decidedAt) : timeMs;
+  const noteUse = (entry: Held, atMs: number) => {
     entry.lastUsedMs = Math.max(entry.lastUsedMs ?? 0, atMs);
-    if (entry.state.status === "none" && entry.revokedMs === undefined) dues.put(entry, dueOf(entry, timeMs));
+  };
+
+  const applyUse = ({ tokenId, reason, decidedAt }: UseDecided, { timeMs, record }: ReadEvent) => {
+    if (tokenId === "" || reason !== Reason.OK) return;
+    const saidMs = decidedAt ? timestampMs(decidedAt) : timeMs;
+    const atMs = saidMs > record.timestampMs + useClockToleranceMs ? record.timestampMs : saidMs;
+    const entry = entries.get(tokenId);
+    if (entry && entry.state.status !== "none") noteUse(entry, atMs);
+    else early.put(tokenId, atMs);
   };
 
   return {
@@ -165,8 +200,7 @@ export const openTokenBook = (): TokenBook => {
       if (event.record.topic === topicNames.tokens) applyToken(event);
       else if (event.message.$typeName === "curfew.events.v1.TokenRevoked")
         applyRevoked(event.message as TokenRevoked, event.timeMs);
-      else if (event.message.$typeName === "curfew.events.v1.UseDecided")
-        applyUse(event.message as UseDecided, event.timeMs);
+      else if (event.message.$typeName === "curfew.events.v1.UseDecided") applyUse(event.message as UseDecided, event);
     },
     get: (tokenId) => entries.get(tokenId),
     list,
