@@ -12,6 +12,7 @@ import { describe, expect, it } from "vitest";
 import {
   blastRadius,
   type Declared,
+  type ExposureWindow,
   exposureWindow,
   judgeUses,
   type Reach,
@@ -43,8 +44,8 @@ const use = (more: Partial<UseFact> = {}): UseFact => ({
 });
 const reach: readonly Reach[] = [{ controller: "acme", dataCategory: "contact" }];
 const declared: Declared = (what) => (what === "people" ? 100 : 1_000);
-const window = { fromUpperMs: 0, fromBestMs: 400, toMs: 1_000 };
-const radius = (uses: readonly UseFact[], leaked = all, of = window) =>
+const window: ExposureWindow & { readonly toMs: number } = { fromUpperMs: 0, fromBestMs: 400, toMs: 1_000 };
+const radius = (uses: readonly UseFact[], leaked = all, of: ExposureWindow = window) =>
   blastRadius(judgeUses(of, leaked, uses), reach, declared);
 
 describe("the window of exposure", () => {
@@ -61,14 +62,14 @@ describe("the window of exposure", () => {
     nowMs: 1_100,
   };
 
-  it("begins at the issue of the leaked generation and, for best and lower, at our first sight", () => {
-    expect(exposureWindow(input)).toEqual({ fromUpperMs: 500, fromBestMs: 900, toMs: undefined });
+  it("begins at the issue of the leaked generation and, for best and lower, at our first sight, widened by the clocks", () => {
+    expect(exposureWindow(input)).toEqual({ fromUpperMs: 493, fromBestMs: 893, toMs: undefined });
   });
 
   it("follows the earliest claim, but none later than our first sight and none before the issue", () => {
-    expect(exposureWindow({ ...input, claimedExposuresMs: [700, 800] })?.fromBestMs).toBe(700);
-    expect(exposureWindow({ ...input, claimedExposuresMs: [950] })?.fromBestMs).toBe(900);
-    expect(exposureWindow({ ...input, claimedExposuresMs: [1] })?.fromBestMs).toBe(500);
+    expect(exposureWindow({ ...input, claimedExposuresMs: [700, 800] })?.fromBestMs).toBe(693);
+    expect(exposureWindow({ ...input, claimedExposuresMs: [950] })?.fromBestMs).toBe(893);
+    expect(exposureWindow({ ...input, claimedExposuresMs: [1] })?.fromBestMs).toBe(493);
   });
 
   it("ends at the effective revocation, widened by the clocks, or with the generation where that came first", () => {
@@ -79,7 +80,7 @@ describe("the window of exposure", () => {
   });
 
   it("spans all generations where nobody said which one leaked, and is unknown for an unknown token", () => {
-    expect(exposureWindow({ ...input, leaked: all })?.fromUpperMs).toBe(100);
+    expect(exposureWindow({ ...input, leaked: all })?.fromUpperMs).toBe(93);
     expect(exposureWindow({ ...input, generations: [] })).toBeUndefined();
     expect(exposureWindow({ ...input, leaked: new Set([9]) })).toBeUndefined();
   });
@@ -121,6 +122,36 @@ describe("the blast radius", () => {
       use({ useId: "u3", unanswered: true, parts: [] }),
     ];
     expect(radius(out, new Set([1]))).toMatchObject({ uses: 0, people: { lower: 0, best: 0, upper: 100 } });
+  });
+
+  it("loses no access of a stranger where the clock of who decided was wrong by as much as was reported", () => {
+    const exposedMs = 1_000_000_000;
+    const of = exposureWindow({
+      generations: [{ number: 1, issuedAtMs: exposedMs - 3_600_000, endsAtMs: exposedMs + 3_600_000 }],
+      leaked: new Set([1]),
+      signalsAtMs: [exposedMs + 120_000],
+      claimedExposuresMs: [exposedMs],
+      effectiveRevocationMs: exposedMs + 121_000,
+      clockOffsetMs: 60_000,
+      nowMs: exposedMs + 200_000,
+    });
+    if (!of) throw new Error("no window");
+    const own = use({ useId: "own", decidedAtMs: exposedMs - 600_000 });
+    for (const offMs of [-60_000, 0, 60_000]) {
+      const strangers = Array.from({ length: 10 }, (_, i) =>
+        use({
+          useId: `s${i}`,
+          decidedAtMs: exposedMs + 10_000 * (i + 1) + offMs,
+          addressPseudonym: "far",
+          parts: [{ people: [`p${i}`], records: 1, unnamedPeople: 0 }],
+        }),
+      );
+      const { people } = blastRadius(judgeUses(of, new Set([1]), [own, ...strangers]), [], declared);
+      expect(people).toMatchObject({ lower: 10, best: 10 });
+      // Whoever is known from before stays known.
+      const holder = use({ useId: "again", decidedAtMs: exposedMs - 1_000 + offMs });
+      expect(radius([own, holder], new Set([1]), of).people.lower).toBe(0);
+    }
   });
 
   it("adds to the upper bound what was declared and not reported, and uses before the exposure", () => {
@@ -191,6 +222,8 @@ const anyUse = fc.record({
 const anyUses = fc
   .array(anyUse, { maxLength: 30 })
   .map((found) => found.map((some, i) => use({ ...some, useId: `u${i}` })));
+/** Off by what a use's own clock was off, within what was reported. */
+const anyClocked = fc.array(fc.tuple(anyUse, fc.integer({ min: -90, max: 90 })), { maxLength: 30 });
 const anyLeaked = fc.subarray([1, 2, 3]).map((numbers) => new Set(numbers));
 const anyWindow = fc
   .tuple(fc.nat(1_000), fc.nat(1_000), fc.option(fc.nat(1_200), { nil: undefined }))
@@ -206,6 +239,30 @@ describe("for any uses", () => {
             expect(lower).toBeLessThanOrEqual(best);
             expect(best).toBeLessThanOrEqual(upper);
           }
+      }),
+    );
+  });
+
+  it("clocks that are off as far as was reported never make lower, best or upper smaller than they truly are", () => {
+    const input: WindowInput = {
+      generations: [{ number: 1, issuedAtMs: 200, endsAtMs: 5_000 }],
+      leaked: all,
+      signalsAtMs: [500],
+      claimedExposuresMs: [],
+      effectiveRevocationMs: 900,
+      clockOffsetMs: 0,
+      nowMs: 2_000,
+    };
+    const [exact, widened] = [exposureWindow(input), exposureWindow({ ...input, clockOffsetMs: 90 })];
+    if (!exact || !widened) throw new Error("no window");
+    fc.assert(
+      fc.property(anyClocked, (found) => {
+        const truly = found.map(([some], i) => use({ ...some, useId: `u${i}` }));
+        const seen = truly.map((one, i) => ({ ...one, decidedAtMs: one.decidedAtMs + (found[i]?.[1] ?? 0) }));
+        const [real, counted] = [radius(truly, all, exact), radius(seen, all, widened)];
+        for (const what of ["people", "records"] as const)
+          for (const bound of ["lower", "best", "upper"] as const)
+            expect(counted[what][bound]).toBeGreaterThanOrEqual(Number(real[what][bound]));
       }),
     );
   });

@@ -54,6 +54,7 @@ export interface WindowInput {
   readonly nowMs: number;
 }
 
+/** In the clocks of those who decided uses: each bound is moved outwards by the largest clock offset. */
 export interface ExposureWindow {
   readonly fromUpperMs: number;
   readonly fromBestMs: number;
@@ -61,9 +62,13 @@ export interface ExposureWindow {
   readonly toMs: number | undefined;
 }
 
-/** The window; undefined where nothing is known of the token. A claimed exposure later than our first sight is ignored: anyone can claim. */
+/**
+ * The window; undefined where nothing is known of the token. A claimed exposure later than our first sight is ignored: anyone can claim.
+ * A use within the clock offset of a bound may lie on either side of it and counts as inside: an instance with a wrong clock hides no
+ * access of a stranger, and some of the holder's own last uses before the exposure may be counted with them.
+ */
 export const exposureWindow = (input: WindowInput): ExposureWindow | undefined => {
-  const { leaked, signalsAtMs } = input;
+  const { leaked, signalsAtMs, clockOffsetMs } = input;
   const generations = input.generations.filter((g) => leaked.size === 0 || leaked.has(g.number));
   if (generations.length === 0 || signalsAtMs.length === 0) return undefined;
   const issuedMs = Math.min(...generations.map((g) => g.issuedAtMs));
@@ -74,9 +79,9 @@ export const exposureWindow = (input: WindowInput): ExposureWindow | undefined =
   const toMs = Math.min(input.effectiveRevocationMs ?? Number.POSITIVE_INFINITY, endsMs);
   const known = input.effectiveRevocationMs !== undefined || endsMs <= input.nowMs;
   return {
-    fromUpperMs: issuedMs,
-    fromBestMs: Math.max(issuedMs, exposedMs),
-    toMs: known ? toMs + input.clockOffsetMs : undefined,
+    fromUpperMs: issuedMs - clockOffsetMs,
+    fromBestMs: Math.max(issuedMs, exposedMs) - clockOffsetMs,
+    toMs: known ? toMs + clockOffsetMs : undefined,
   };
 };
 
@@ -227,6 +232,8 @@ export const judgeUses = (
   uses: readonly UseFact[],
 ): JudgedUse[] => {
   const accesses = uses.filter((use) => !use.unanswered);
+  // Surely before the exposure, by any clock: what a stranger did must not make him familiar. A holder whose first use is nearer to the
+  // exposure than the clocks differ counts as a stranger too; one who used the token longer, as holders do, is known by the earlier uses.
   const familiar = accesses.filter((use) => use.decidedAtMs < window.fromBestMs);
   const addresses = new Set(familiar.map((use) => use.addressPseudonym));
   const presenters = new Set(familiar.map((use) => use.presenterThumbprint));

@@ -13,15 +13,16 @@ import {
   type Reach,
 } from "./blast-radius.ts";
 import type { OpenCase } from "./domain.ts";
-import type { EvidenceGap, ReportingGap, TokenFacts } from "./projections.ts";
+import type { EvidenceGap, TokenFacts } from "./projections.ts";
+import type { ReportingGap } from "./reporting-gaps.ts";
 import type { UsesRead } from "./use-rows.ts";
 
 /** What was read of the log when a case's blast radius was asked for. */
 export interface CaseEvidence {
   readonly token: TokenFacts | undefined;
   readonly read: UsesRead;
-  /** Everything that stood on the topic of uses when it was asked is folded. */
-  readonly usesCaughtUp: boolean;
+  /** Everything that stood on the topics of uses, tokens, revocations and evidence when it was asked is folded. */
+  readonly caughtUp: boolean;
   readonly largestClockOffsetMs: number;
   readonly reportingGaps: Iterable<ReportingGap>;
   readonly evidenceGaps: Iterable<EvidenceGap>;
@@ -40,8 +41,11 @@ export interface CaseRadius {
   readonly token: TokenFacts | undefined;
 }
 
-/** Uses that were decided before the end may be reported this much later; from when on none is missing without a gap being recorded. */
-const reportingDelayMs = 10_000;
+/**
+ * A use may stand on the log this much after it was decided. SDKs report within 2 s; of one whose reports lag by 10 s revocation records a
+ * gap; the rest is for that record to be committed, published and read. From then on no use is missing without a gap that says so.
+ */
+export const lateReportMs = 15_000;
 const maxListedGaps = 10;
 
 /** What the grant reaches: its categories at the controllers of the resource services that accept it. */
@@ -78,7 +82,7 @@ const windowOf = (state: OpenCase, evidence: CaseEvidence, leaked: ReadonlySet<n
   });
 };
 
-const overlaps = (gap: ReportingGap, window: ExposureWindow): boolean =>
+const overlaps = (gap: Pick<ReportingGap, "fromMs" | "toMs">, window: ExposureWindow): boolean =>
   gap.toMs >= window.fromUpperMs && gap.fromMs <= (window.toMs ?? Number.POSITIVE_INFINITY);
 
 const counted = (n: number, one: string, many: string) => `${n} ${n === 1 ? one : many}`;
@@ -88,22 +92,21 @@ const incompleteness = (
   window: ExposureWindow | undefined,
   judged: readonly JudgedUse[],
 ): string[] => {
-  const { token, read, usesCaughtUp, nowMs } = evidence;
+  const { token, read, caughtUp, nowMs } = evidence;
   if (!token || !window)
     return ["The log does not say yet when this token was issued, so there is no window to look at."];
   const audiences = token.grant?.audiences;
   const open = judged.filter(({ use }) => !use.complete).length;
   const gaps = [...evidence.reportingGaps].filter(
-    (gap) => (!audiences || audiences.includes(gap.resourceService)) && overlaps(gap, window),
+    ({ resourceService, ...gap }) =>
+      (!audiences || resourceService === "" || audiences.includes(resourceService)) && overlaps(gap, window),
   );
   const found = [...evidence.evidenceGaps];
   const { toMs } = window;
   const because: (string | false)[] = [
     toMs === undefined && "The window is still open: no revocation of the token has taken effect everywhere yet.",
-    toMs !== undefined &&
-      nowMs < toMs + reportingDelayMs &&
-      "The window has only just ended: uses from before its end may still be on their way to the log.",
-    !usesCaughtUp && "Not everything on the topic of uses has been read yet.",
+    nowMs < (toMs ?? nowMs) + lateReportMs && `Uses up to ${iso(toMs ?? nowMs)} may still be reported.`,
+    !caughtUp && "Not everything on the log has been read yet.",
     read.truncated && "The token has more uses than are counted at once: the numbers are too low.",
     read.orphans > 0 &&
       `${counted(read.orphans, "use was", "uses were")} reported without its decision standing on the log.`,
@@ -112,7 +115,7 @@ const incompleteness = (
       .slice(0, maxListedGaps)
       .map(
         ({ resourceService, fromMs, toMs: end }) =>
-          `${resourceService} ended without having reported all its uses between ${iso(fromMs)} and ${iso(end)}.`,
+          `${resourceService || "A resource service"} may not have reported all its uses between ${iso(fromMs)} and ${iso(end)}.`,
       ),
     ...found
       .slice(0, maxListedGaps)
@@ -120,12 +123,13 @@ const incompleteness = (
         ({ topic, cause }) =>
           `A gap was found in the evidence (${cause}, ${topic || "no topic"}): records may be missing.`,
       ),
-    gaps.length + found.length > 2 * maxListedGaps && "There are more gaps than are listed here.",
+    Math.max(gaps.length, found.length) > maxListedGaps && "There are more gaps than are listed here.",
   ];
   return because.filter((reason) => reason !== false);
 };
 
-const iso = (ms: number) => new Date(ms).toISOString();
+const latestMs = 8.64e15; // the last moment that a Date can name
+const iso = (ms: number) => new Date(Math.min(ms, latestMs)).toISOString();
 
 /** The blast radius of a case about a token, as far as `evidence` goes. */
 export const caseRadius = (state: OpenCase, evidence: CaseEvidence, organisation: Organisation): CaseRadius => {

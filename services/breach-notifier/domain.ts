@@ -150,13 +150,16 @@ export const ladderOf = ({ firstSignalAtMs, decision, noPersonalData }: OpenCase
   decidedAwareAtMs: decision && msOf(decision.awareAt),
 });
 
+/** Whether the case takes it: not what it has, and past the limit only what moves the clock back; the others stand on their own topic. */
+export const takesSignal = (state: CaseState, signal: Signal): boolean =>
+  state.status === "none" ||
+  (!state.signals.some((known) => known.eventId === signal.eventId) &&
+    (state.signals.length < maxSignals || msOf(signal.at) < state.firstSignalAtMs));
+
 const recordSignal = (state: CaseState, command: Extract<CaseCommand, { type: "RecordSignal" }>): CaseEvent[] => {
   const { caseId, tokenId, producer, noPersonalData, signal } = command;
   if (state.status === "none") return [create(CaseOpenedSchema, { caseId, tokenId, producer, noPersonalData, signal })];
-  if (state.signals.some((known) => known.eventId === signal.eventId)) return [];
-  // Past the limit only what moves the clock back is taken; the others stand on their own topic all the same.
-  if (state.signals.length >= maxSignals && msOf(signal.at) >= state.firstSignalAtMs) return [];
-  return [create(SignalJoinedSchema, { caseId, signal })];
+  return takesSignal(state, signal) ? [create(SignalJoinedSchema, { caseId, signal })] : [];
 };
 
 const checkedAwareMs = (awareAt: Timestamp, state: OpenCase, reason: string, nowMs: number): void => {

@@ -80,7 +80,7 @@ const inputOf = (uses: UseFact[], o: { token?: TokenFacts; controller?: string; 
   const evidence = {
     token: o.token ?? token(),
     read: { uses, orphans: 0, folded: [], truncated: false },
-    usesCaughtUp: true,
+    caughtUp: true,
     largestClockOffsetMs: 0,
     reportingGaps: [],
     evidenceGaps: [],
@@ -187,7 +187,7 @@ describe("the fields that evidence decides", () => {
           {
             token: token(),
             read: { uses, orphans: 0, folded: [], truncated: false },
-            usesCaughtUp: true,
+            caughtUp: true,
             largestClockOffsetMs: 0,
             reportingGaps: [],
             evidenceGaps: [],

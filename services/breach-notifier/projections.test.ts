@@ -8,6 +8,7 @@ import {
   RevocationEffectiveSchema,
   RevocationReason,
   TokenRevokedSchema,
+  UseReportingGapSchema,
 } from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
 import {
   TokenExpiredSchema,
@@ -18,6 +19,7 @@ import type { ReadEvent } from "@curfew/event-log/envelope.ts";
 import { eventTypeOf } from "@curfew/event-log/event-types.ts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { maxSignals } from "./domain.ts";
 import { Knowledge } from "./projections.ts";
 
 const tokenId = "tok_00000000-0000-8000-8000-000000000001";
@@ -124,6 +126,26 @@ describe("what the log says of a token", () => {
   });
 });
 
+describe("gaps in the reporting of uses", () => {
+  it("are all known, however many there are", () => {
+    const gap = (fromMs: number) =>
+      eventOf(
+        create(UseReportingGapSchema, {
+          instance: "i",
+          resourceService: "invoices",
+          from: timestampFromMs(fromMs),
+          to: timestampFromMs(fromMs + 5),
+        }),
+        fromMs,
+      );
+    const knowledge = knowing([...Array.from({ length: 10_001 }, (_, n) => gap(1_000 + n)), gap(2_000_000)]);
+    expect([...knowledge.reportingGaps]).toEqual([
+      { resourceService: "invoices", fromMs: 1_000, toMs: 11_005 },
+      { resourceService: "invoices", fromMs: 2_000_000, toMs: 2_000_005 },
+    ]);
+  });
+});
+
 describe("signals", () => {
   it("name the case they belong to: one per token, one per producer, one per place where no producer is named", () => {
     const gap = (producer: string, partition: number) =>
@@ -140,6 +162,43 @@ describe("signals", () => {
       at: { seconds: 1_767_225_600n, nanos: 123_000_000 },
       position: { topic: "curfew.revocations.v1" },
     });
+  });
+});
+
+describe("signals wait", () => {
+  const caseId = `case/${tokenId}/1`;
+  const leakAt = (timeMs: number) => eventOf(leaked, timeMs);
+  const signalOf = ({ id, timeMs }: ReadEvent) => ({ eventId: id, at: timestampFromMs(timeMs) });
+  const taken = (leak: ReadEvent, sequence: number) =>
+    sequence === 1
+      ? eventOf(create(CaseOpenedSchema, { caseId, tokenId, signal: signalOf(leak) }), 1, caseId, 1)
+      : eventOf(create(SignalJoinedSchema, { caseId, signal: signalOf(leak) }), 1, caseId, sequence);
+  const waiting = (events: readonly ReadEvent[]) => [...knowing(events).signals].map(({ signal }) => signal.eventId);
+
+  it("until their case has them, in whatever order the topics are read", () => {
+    const [one, two, three] = [leakAt(100), leakAt(200), leakAt(300)];
+    const [opened, joined] = [taken(one, 1), taken(two, 2)];
+    expect(waiting([one, two, three, opened])).toEqual([two.id, three.id]);
+    expect(waiting([one, two, three, opened, joined])).toEqual([three.id]);
+    expect(waiting([opened, joined, one, two, three, one])).toEqual([three.id]);
+    const knowledge = new Knowledge();
+    let woken = 0;
+    knowledge.onSignal = () => {
+      woken += 1;
+    };
+    for (const event of [one, opened, one]) knowledge.apply(event);
+    expect(woken).toBe(1);
+  });
+
+  it("at most as many as a case takes, the earliest, and none that it will not take", () => {
+    const leaks = Array.from({ length: maxSignals + 50 }, (_, i) => leakAt(10_000 - i));
+    const earliest = leaks.slice(50).map(({ id }) => id);
+    expect(waiting(leaks)).toEqual(earliest);
+    expect(waiting(leaks.toReversed())).toEqual(earliest.toReversed());
+    const full = leaks.slice(0, maxSignals).map((leak, i) => taken(leak, i + 1));
+    const [early, late] = [leakAt(1), leakAt(20_000)];
+    expect(waiting([...full, early, late])).toEqual([early.id]);
+    expect(waiting([early, late, ...full])).toEqual([early.id]);
   });
 });
 

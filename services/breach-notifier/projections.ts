@@ -1,6 +1,6 @@
 import { create } from "@bufbuild/protobuf";
 import { durationMs, type Timestamp, timestampMs } from "@bufbuild/protobuf/wkt";
-import { type Signal, SignalSchema } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
+import { SignalSchema } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
 import type { Grant } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import { type EvidenceGapFound, GapCauseSchema } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import {
@@ -16,6 +16,8 @@ import type { ReadEvent } from "@curfew/event-log/envelope.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import type { TokenGeneration } from "./blast-radius.ts";
 import { breachCase, type CaseEvent, type CaseState, caseIdOf, type OpenCase } from "./domain.ts";
+import { type KnownSignal, PendingSignals } from "./pending-signals.ts";
+import { type ReportingGap, ReportingGaps } from "./reporting-gaps.ts";
 
 /**
  * What this replica knows from the topics of tokens, revocations, evidence and its own, in memory and in any order: an event that comes
@@ -43,25 +45,9 @@ export interface LeakFact {
   readonly reportedBy: string;
 }
 
-export interface ReportingGap {
-  readonly eventId: string;
-  readonly resourceService: string;
-  readonly fromMs: number;
-  readonly toMs: number;
-}
-
 export interface EvidenceGap {
-  readonly eventId: string;
   readonly topic: string;
   readonly cause: string;
-}
-
-/** A signal, and the case that it belongs to. */
-export interface KnownSignal {
-  readonly caseId: string;
-  readonly tokenId: string;
-  readonly producer: string;
-  readonly signal: Signal;
 }
 
 /** A case as its own topic tells it. */
@@ -71,7 +57,8 @@ export interface ListedCase {
   readonly offset: number;
 }
 
-const maxGaps = 10_000;
+/** Kept to be named: a single one leaves every case incomplete, so that those beyond change nothing. */
+const maxEvidenceGaps = 100;
 /** Offsets of answered requests, for those that come again. */
 const maxRequestOffsets = 10_000;
 
@@ -93,8 +80,8 @@ const never = Number.MAX_SAFE_INTEGER;
 
 export class Knowledge {
   readonly #tokens = new Map<string, Token>();
-  readonly #signals = new Map<string, KnownSignal>();
-  readonly #reportingGaps = new Map<string, ReportingGap>();
+  readonly #signals = new PendingSignals();
+  readonly #reportingGaps = new ReportingGaps();
   readonly #evidenceGaps = new Map<string, EvidenceGap>();
   readonly #cases = new Map<string, { state: CaseState; sequence: number; offset: number }>();
   readonly #requestOffsets = new Map<string, number>();
@@ -117,7 +104,7 @@ export class Knowledge {
     "curfew.events.v1.RevocationEffective": (message: RevocationEffective, event) => this.#effective(message, event),
     "curfew.events.v1.RevocationAcknowledged": ({ clockOffset }: RevocationAcknowledged) =>
       this.#offset(clockOffset ? durationMs(clockOffset) : 0),
-    "curfew.events.v1.UseReportingGap": (message: UseReportingGap, event) => this.#reportingGap(message, event),
+    "curfew.events.v1.UseReportingGap": (message: UseReportingGap) => this.#reportingGap(message),
     "curfew.events.v1.EvidenceGapFound": (message: EvidenceGapFound, event) => this.#evidenceGap(message, event),
   };
 
@@ -144,16 +131,16 @@ export class Knowledge {
   }
 
   get reportingGaps(): Iterable<ReportingGap> {
-    return this.#reportingGaps.values();
+    return this.#reportingGaps.list();
   }
 
   get evidenceGaps(): Iterable<EvidenceGap> {
     return this.#evidenceGaps.values();
   }
 
-  /** All that were read, in the order of their topics. */
+  /** Those that were read and that their case does not have yet, as far as its topic was read. */
   get signals(): Iterable<KnownSignal> {
-    return this.#signals.values();
+    return this.#signals.list();
   }
 
   /** Newest first. */
@@ -235,22 +222,20 @@ export class Knowledge {
     this.#largestClockOffsetMs = Math.max(this.#largestClockOffsetMs, Math.ceil(Math.abs(ms)));
   }
 
-  #reportingGap({ resourceService, from, to }: UseReportingGap, { id }: ReadEvent): void {
-    if (this.#reportingGaps.size < maxGaps)
-      this.#reportingGaps.set(id, { eventId: id, resourceService, fromMs: msOf(from), toMs: msOf(to) });
+  #reportingGap({ resourceService, from, to }: UseReportingGap): void {
+    this.#reportingGaps.add({ resourceService, fromMs: msOf(from), toMs: to ? msOf(to) : never });
   }
 
   #evidenceGap({ producer, cause, position }: EvidenceGapFound, event: ReadEvent): void {
     const topic = position?.topic ?? "";
-    if (this.#evidenceGaps.size < maxGaps) {
+    if (this.#evidenceGaps.size < maxEvidenceGaps) {
       const causeName = GapCauseSchema.value[cause]?.localName.toLowerCase().replaceAll("_", " ") ?? "unknown cause";
-      this.#evidenceGaps.set(event.id, { eventId: event.id, topic, cause: causeName });
+      this.#evidenceGaps.set(event.id, { topic, cause: causeName });
     }
     this.#signal(event, "", producer, `${topic}/${position?.partition ?? 0}`);
   }
 
   #signal(event: ReadEvent, tokenId: string, producer: string, place = ""): void {
-    if (this.#signals.has(event.id)) return;
     const { record, id, type, timeMs } = event;
     const about = tokenId === "" ? { place: producer === "" ? place : producer } : { tokenId };
     const signal = create(SignalSchema, {
@@ -260,8 +245,9 @@ export class Knowledge {
       position: { topic: record.topic, partition: record.partition, offset: BigInt(record.offset) },
     });
     // Nothing closes a case yet.
-    this.#signals.set(id, { caseId: caseIdOf(about, 0), tokenId, producer, signal });
-    this.onSignal();
+    const known = { caseId: caseIdOf(about, 0), tokenId, producer, signal };
+    const state = this.#cases.get(known.caseId)?.state ?? breachCase.initial;
+    if (this.#signals.add(known, state)) this.onSignal();
   }
 
   #applyOwn({ message, subject, sequence = 0, record }: ReadEvent): void {
@@ -270,6 +256,7 @@ export class Knowledge {
     const event = message as CaseEvent;
     const state = breachCase.evolve(known?.state ?? breachCase.initial, event);
     this.#cases.set(subject, { state, sequence, offset: known?.offset ?? record.offset });
+    if ("signal" in event) this.#signals.settle(subject, event.signal, state);
     if (!("requestKey" in event) || event.requestKey === "") return;
     this.#requestOffsets.set(event.requestKey, record.offset);
     if (this.#requestOffsets.size > maxRequestOffsets)

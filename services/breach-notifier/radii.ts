@@ -19,6 +19,10 @@ export interface Radii {
   readonly busAnswers: boolean;
 }
 
+type Feeds = { readonly uses: Feed; readonly facts: Feed };
+
+/** What a window and its completeness rest on, beside the uses. */
+const countedTopics = [topicNames.tokens, topicNames.revocations, topicNames.evidence];
 const askMs = 500;
 const catchUpMs = 250;
 const atOnce = 4;
@@ -26,8 +30,8 @@ const atOnce = 4;
 export const openRadii = (parts: {
   readonly knowledge: Knowledge;
   readonly rows: UseRows;
-  /** The feed of uses, once it is open. */
-  readonly feed: () => Feed | undefined;
+  /** The feed of uses and that behind `knowledge`, once they are open. */
+  readonly feeds: () => Feeds | undefined;
   readonly bus: Pick<Bus, "ends">;
   readonly organisation: Organisation;
   readonly clock: Clock;
@@ -35,27 +39,32 @@ export const openRadii = (parts: {
   const { knowledge, rows, bus, organisation, clock } = parts;
   let busAnswers = true;
 
-  const endsOfUses = async (): Promise<readonly AtLeast[] | undefined> => {
+  const endsOf = async (topic: string): Promise<AtLeast[]> =>
+    (await bus.ends(topic)).map((offset, partition) => ({ topic, partition, offset: BigInt(offset) }));
+
+  const ends = async () => {
     const over = new AbortController();
-    const asked = bus.ends(topicNames.uses).catch(() => undefined);
-    const ends = await Promise.race([asked, clock.sleep(askMs, over.signal).then(() => undefined)]);
+    const asked = Promise.all([topicNames.uses, ...countedTopics].map(endsOf)).catch(() => undefined);
+    const found = await Promise.race([asked, clock.sleep(askMs, over.signal).then(() => undefined)]);
     over.abort();
-    busAnswers = ends !== undefined;
-    return ends?.map((offset, partition) => ({ topic: topicNames.uses, partition, offset: BigInt(offset) }));
+    busAnswers = found !== undefined;
+    return found;
   };
 
-  const caughtUp = async (feed: Feed): Promise<boolean> => {
-    const ends = await endsOfUses();
-    return ends !== undefined && (await feed.reached(ends, catchUpMs));
+  const caughtUp = async ({ uses, facts }: Feeds): Promise<boolean> => {
+    const [ofUses = [], ...others] = (await ends()) ?? [];
+    if (!busAnswers) return false;
+    const reached = [uses.reached(ofUses, catchUpMs), facts.reached(others.flat(), catchUpMs)];
+    return !(await Promise.all(reached)).includes(false);
   };
 
-  const count = async (state: OpenCase, feed: Feed, usesCaughtUp: boolean): Promise<CaseRadius | undefined> => {
+  const count = async (state: OpenCase, feed: Feed, isCaughtUp: boolean): Promise<CaseRadius | undefined> => {
     if (state.tokenId === "") return undefined;
     const read = await rows.read(state.tokenId, feed.positions());
     const evidence = {
       token: knowledge.token(state.tokenId),
       read,
-      usesCaughtUp,
+      caughtUp: isCaughtUp,
       largestClockOffsetMs: knowledge.largestClockOffsetMs,
       reportingGaps: knowledge.reportingGaps,
       evidenceGaps: knowledge.evidenceGaps,
@@ -65,13 +74,14 @@ export const openRadii = (parts: {
   };
 
   const ofAll = async (states: readonly OpenCase[]) => {
-    const feed = parts.feed();
+    const feeds = parts.feeds();
     const found: (CaseRadius | undefined)[] = states.map(() => undefined);
-    if (!feed || states.every(({ tokenId }) => tokenId === "")) return found;
-    const isCaughtUp = await caughtUp(feed);
+    if (!feeds || states.every(({ tokenId }) => tokenId === "")) return found;
+    const isCaughtUp = await caughtUp(feeds);
     const left = [...states.entries()];
     const worker = async () => {
-      for (let next = left.shift(); next; next = left.shift()) found[next[0]] = await count(next[1], feed, isCaughtUp);
+      for (let next = left.shift(); next; next = left.shift())
+        found[next[0]] = await count(next[1], feeds.uses, isCaughtUp);
     };
     await Promise.all(Array.from({ length: Math.min(atOnce, states.length) }, worker));
     return found;

@@ -9,7 +9,8 @@ import type { Log } from "@curfew/runtime/log.ts";
 import { span, withSpan } from "@curfew/runtime/telemetry.ts";
 import type { Delivery } from "./delivery.ts";
 import { breachCase, type CaseCommand, type CaseEvent, type CaseState } from "./domain.ts";
-import type { Knowledge, KnownSignal } from "./projections.ts";
+import type { KnownSignal } from "./pending-signals.ts";
+import type { Knowledge } from "./projections.ts";
 
 export type Cases = Aggregates<CaseState, CaseCommand, CaseEvent>;
 
@@ -83,7 +84,8 @@ class ReactionTenure {
   readonly #wake: () => void;
   /** Every case there is, as last read; without a state: to be read. */
   readonly #cases = new Map<string, { readonly state?: CaseState; readonly readMs: number }>();
-  readonly #taken = new Set<string>();
+  /** Of the signals that their case's topic does not tell yet: those that are in it. */
+  #taken = new Set<string>();
   #listed: boolean;
 
   constructor(parts: ReactionParts, wake: () => void) {
@@ -119,8 +121,10 @@ class ReactionTenure {
   async #takeSignals(): Promise<void> {
     const { knowledge, feed, log } = this.#parts;
     if (!feed()) return;
+    const pending = [...knowledge.signals];
+    this.#taken = this.#taken.intersection(new Set(pending.map(({ signal }) => signal.eventId)));
     const byCase = Map.groupBy(
-      [...knowledge.signals].filter(({ signal }) => !this.#taken.has(signal.eventId)),
+      pending.filter(({ signal }) => !this.#taken.has(signal.eventId)),
       ({ caseId }) => caseId,
     );
     await inParallel([...byCase.values()], async (signals) => {

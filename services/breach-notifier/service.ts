@@ -132,7 +132,10 @@ export const openBreachNotifier = async (parts: BreachParts): Promise<RunningSer
   let facts: Feed | undefined;
   let uses: Feed | undefined;
   let isReady = false;
-  const radii = openRadii({ knowledge, rows, feed: () => uses, bus, organisation, clock });
+  const radii = openRadii({
+    ...{ knowledge, rows, bus, organisation, clock },
+    feeds: () => (facts && uses ? { facts, uses } : undefined),
+  });
   const drafts = await openDrafts({ store, streams, radii, organisation, clock });
   const channels = parts.channels ?? openChannels(paging, parts.trustDomain, clock);
   const targets = [...channels.keys()];

@@ -215,8 +215,8 @@ const leak = async (
   sdks: { invoices: LocalVerifier; crm: LocalVerifier },
   tally: Tally,
 ) => {
-  // A commit date has whole seconds, rounded down: what came before must be before it beyond doubt.
-  await sleep(1_000 - (Date.now() % 1_000));
+  // A commit date has whole seconds, rounded down: what came before must be before it beyond doubt, also by clocks that differ a little.
+  await sleep(2_000 - (Date.now() % 1_000));
   const repository = leakIntoGit(job.workDir, secret);
   job.step('the leak: somebody commits the secret to a git repository, and "removes" it in a later commit', repository);
   for (let n = 0; n < 30; n += 1) {

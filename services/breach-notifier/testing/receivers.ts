@@ -34,9 +34,16 @@ const parseMail = (raw: string): Pick<Mail, "headers" | "text"> => {
   return { headers, text };
 };
 
-/** A real SMTP server on loopback, with STARTTLS where a certificate is given. `refuse` answers a status for the nth mail (from 1). */
+/**
+ * A real SMTP server on loopback, with STARTTLS where a certificate is given. `refuse` answers a status for the nth mail (from 1);
+ * `beforeReply` is waited for between taking the nth mail and saying so.
+ */
 export const openMailbox = async (
-  o: { certificate?: IssuedCertificate; refuse?: (n: number) => number | undefined } = {},
+  o: {
+    certificate?: IssuedCertificate;
+    refuse?: (n: number) => number | undefined;
+    beforeReply?: (n: number) => Promise<void>;
+  } = {},
 ) => {
   const mails: Mail[] = [];
   let tries = 0;
@@ -64,7 +71,7 @@ export const openMailbox = async (
           raw,
           ...parseMail(raw),
         });
-        done();
+        void (o.beforeReply?.(tries) ?? Promise.resolve()).then(() => done());
       });
     },
   });
