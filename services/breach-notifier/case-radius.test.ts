@@ -54,8 +54,8 @@ describe("a case says that it is complete", () => {
     const reason = [`Uses up to ${new Date(endMs).toISOString()} may still be reported.`];
     expect(incomplete({ nowMs: endMs + lateReportMs - 1 })).toEqual(reason);
     expect(incomplete({ nowMs: endMs - 10 })).toEqual(reason);
-    // A use is reported within 2 s, or a gap is recorded after 10 s: that record needs time too.
-    expect(incomplete({ nowMs: endMs + 12_000 })).toEqual(reason);
+    // An SDK that lagged by almost 10 s and died: its gap is recorded after its lease, the grace and a look.
+    expect(incomplete({ nowMs: endMs + 10_000 + 5_050 + 5_000 + 1_000 })).toEqual(reason);
   });
 
   it("never while the token can be used: what was just decided may still be reported", () => {

@@ -42,10 +42,11 @@ export interface CaseRadius {
 }
 
 /**
- * A use may stand on the log this much after it was decided. SDKs report within 2 s; of one whose reports lag by 10 s revocation records a
- * gap; the rest is for that record to be committed, published and read. From then on no use is missing without a gap that says so.
+ * From this much after it was decided on no use is missing from the log without a gap that says so. SDKs report within 2 s. Of one that does
+ * not, revocation records a gap once its reports lag by 10 s; of one that dies just before that, when its lease (5 s) and a time of grace
+ * (5 s) are over, looking every second. The rest is for that record to be published and read.
  */
-export const lateReportMs = 15_000;
+export const lateReportMs = 25_000;
 const maxListedGaps = 10;
 
 /** What the grant reaches: its categories at the controllers of the resource services that accept it. */

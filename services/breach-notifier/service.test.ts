@@ -250,7 +250,7 @@ describe("a leak becomes a case", () => {
     await rig.use(tokenId, "u1", { people: ["ann"], atMs: startMs + 1 });
     const { revoked } = await rig.reportLeak(tokenId);
     await rig.takeEffect(tokenId, revoked?.id ?? "");
-    rig.clock.advance(20_000);
+    rig.clock.advance(30_000);
     const found = await caseOf(notifier, caseId, (c) => expect(c.blastRadius?.window?.to).toBeDefined());
     expect(found.blastRadius).toMatchObject({ complete: true, incompleteBecause: [], people: { lower: 0n, best: 0n } });
     // A gap that stands on its topic and is not read yet: not known is not complete.
