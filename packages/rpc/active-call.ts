@@ -15,6 +15,16 @@ export const shuttingDown = () =>
     retryDelayMs: 0,
   });
 
+export const certificateExpired = () =>
+  new RpcError({
+    status: "UNAUTHENTICATED",
+    reason: "CERTIFICATE_EXPIRED",
+    message: "the certificate has expired; connect again with a new one",
+  });
+
+/** Node's timers hold 24 days; and a wall clock that is set on is noticed. */
+const longestSleepMs = 600_000;
+
 /** The part of grpc-js's four call classes that they share and we use. */
 export interface SurfaceCall {
   readonly cancelled: boolean;
@@ -33,7 +43,8 @@ export class ActiveCall {
   #reason: RpcError | undefined;
   #controller: AbortController | undefined;
   readonly #release: () => void;
-  readonly #capTimer: AbortController | undefined;
+  /** Ends the timers of this call; undefined: it has none. */
+  readonly #timers: AbortController | undefined;
 
   constructor(options: {
     readonly call: SurfaceCall;
@@ -41,6 +52,8 @@ export class ActiveCall {
     readonly method: string;
     /** Infinity: no cap. */
     readonly capMs: number;
+    /** It may not outlive its peer's certificate. For streams: what answers once has a deadline. */
+    readonly untilExpiry: boolean;
     readonly clock: Clock;
     readonly release: (call: ActiveCall) => void;
   }) {
@@ -66,13 +79,10 @@ export class ActiveCall {
     call.once("cancelled", () => {
       if (!this.ended) this.abort(clock.now() >= askedMs ? deadlineExceeded() : cancelled());
     });
-    if (deadlineMs < askedMs) {
-      const timer = new AbortController();
-      this.#capTimer = timer;
-      void clock.sleep(capMs, timer.signal).then(() => {
-        if (!timer.signal.aborted) this.abort(deadlineExceeded());
-      });
-    }
+    const isCapped = deadlineMs < askedMs;
+    if (isCapped || options.untilExpiry) this.#timers = new AbortController();
+    if (isCapped) void this.#abortIn(capMs, clock);
+    if (options.untilExpiry) void this.#abortAtExpiry(peer.notAfterMs, clock);
   }
 
   get ended(): boolean {
@@ -83,7 +93,7 @@ export class ActiveCall {
   finish(): boolean {
     if (this.ended) return false;
     this.#ended = true;
-    this.#capTimer?.abort();
+    this.#timers?.abort();
     this.#release();
     return true;
   }
@@ -93,6 +103,17 @@ export class ActiveCall {
     this.#reason = reason;
     this.#controller?.abort(reason);
     this.onAbort(reason);
+  }
+
+  async #abortIn(capMs: number, clock: Clock): Promise<void> {
+    await clock.sleep(capMs, this.#timers?.signal);
+    this.abort(deadlineExceeded());
+  }
+
+  async #abortAtExpiry(notAfterMs: number, clock: Clock): Promise<void> {
+    for (let leftMs = notAfterMs - clock.now(); leftMs > 0 && !this.ended; leftMs = notAfterMs - clock.now())
+      await clock.sleep(Math.min(leftMs, longestSleepMs), this.#timers?.signal);
+    this.abort(certificateExpired());
   }
 
   /** Made when first asked for: most handlers never do. */

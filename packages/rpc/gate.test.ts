@@ -1,6 +1,6 @@
 import { createServer } from "node:net";
 import { connect as connectTls } from "node:tls";
-import { systemClock } from "@curfew/runtime/clock.ts";
+import { type Clock, systemClock } from "@curfew/runtime/clock.ts";
 import { Client, credentials, Metadata, status } from "@grpc/grpc-js";
 import { afterEach, describe, expect, test } from "vitest";
 import { createIdentitySource } from "./credentials.ts";
@@ -9,6 +9,7 @@ import type { Caller } from "./identity.ts";
 import { bindService } from "./service-definition.ts";
 import { EchoMessageSchema, EchoService } from "./testing/echo.ts";
 import { echoHandlers, type Harness, issue, newAuthority, openHarness, trustDomain } from "./testing/harness.ts";
+import { shiftedClock } from "./testing/shifted-clock.ts";
 
 let harness: Harness;
 let callers: Caller[];
@@ -98,6 +99,59 @@ describe("who is let in", () => {
     skewMs = 7_200_000;
     expect((await failure(echo.echo({}))).status).toBe("UNAUTHENTICATED");
     expect(callers).toHaveLength(1);
+  });
+});
+
+describe("a stream", () => {
+  const openStreams = new Set<string>();
+  const openCount = (clock: Clock) =>
+    openHarness(
+      {
+        async *count(request, ctx) {
+          openStreams.add(request.text);
+          ctx.signal.addEventListener("abort", () => openStreams.delete(request.text));
+          yield request;
+          await new Promise((resolve) => ctx.signal.addEventListener("abort", resolve));
+        },
+      },
+      { clock },
+    );
+
+  test("ends with the certificate of its caller, who is let in again with a new one", async () => {
+    const clock = shiftedClock();
+    harness = await openCount(clock);
+    const options = await harness.channelOptions();
+    const echo = harness.connect(options);
+    const stream = echo.count({ text: "a" })[Symbol.asyncIterator]();
+    expect((await stream.next()).value).toMatchObject({ text: "a" });
+    const long = harness.connect({
+      ...options,
+      identity: createIdentitySource(await issue(harness.authority, "/workload/billing", 30 * 86_400_000)),
+    });
+    const other = long.count({ text: "b" })[Symbol.asyncIterator]();
+    await other.next();
+    clock.advance(3_600_000);
+    const expired = { status: "UNAUTHENTICATED", reason: "CERTIFICATE_EXPIRED" };
+    expect(await failure(stream.next())).toMatchObject(expired);
+    expect(await failure(echo.echo({}))).toMatchObject(expired);
+    options.identity.replace(await issue(harness.authority, "/workload/billing", 7_200_000));
+    await expect
+      .poll(() => echo.echo({ text: "again" }).catch(parseRpcError), { timeout: 10_000 })
+      .toMatchObject({
+        text: "again",
+      });
+    // One whose certificate lasts longer than Node's longest timer was not ended.
+    expect((await long.echo({ text: "c" })).text).toBe("c");
+    expect([...openStreams]).toEqual(["b"]);
+  });
+
+  test("of a certificate of seconds ends within them", async () => {
+    harness = await openCount(systemClock);
+    const identity = createIdentitySource(await issue(harness.authority, "/workload/billing", 4_000));
+    const echo = harness.connect({ ...(await harness.channelOptions()), identity });
+    const stream = echo.count({})[Symbol.asyncIterator]();
+    await stream.next();
+    expect(await failure(stream.next())).toMatchObject({ status: "UNAUTHENTICATED", reason: "CERTIFICATE_EXPIRED" });
   });
 });
 

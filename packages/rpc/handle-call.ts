@@ -49,6 +49,7 @@ const admit = (call: Call, bound: BoundService, method: DescMethod, env: CallEnv
     peer,
     method: methodName(method),
     capMs,
+    untilExpiry: streams,
     clock: env.clock,
     release: (ended) => open.delete(ended),
   });

@@ -29,7 +29,7 @@ export interface ServerLimits {
   /** Of both, those of one caller: the others must find room while one of them takes all he gets. */
   readonly maxCallsPerCaller: number;
   readonly maxStreamsPerCaller: number;
-  /** Then the client is asked to connect again: it bounds how long an open stream outlives a certificate or a role. */
+  /** Then the client is asked to connect again: it bounds how long an open stream outlives a role. */
   readonly maxConnectionAgeMs: number;
   readonly maxConnectionAgeGraceMs: number;
   readonly maxConnectionIdleMs: number;
