@@ -1,4 +1,5 @@
-import { readFile } from "node:fs/promises";
+import { readFileSync } from "node:fs";
+import { createSecureContext, type SecureContext } from "node:tls";
 import {
   type AnyBulkWriteOperation,
   BSON,
@@ -36,8 +37,14 @@ export interface MongoStoreOptions {
   /** `mongodb://…`; on a replica set, name it there (`?replicaSet=rs0`) or give several hosts. */
   readonly url: string;
   readonly database: string;
-  /** Paths of PEM files for mutual TLS. Read once, at opening. */
-  readonly tls?: { readonly ca: string; readonly cert: string; readonly key: string };
+  /** Paths of PEM files for mutual TLS. Read for each new connection, so that a renewed certificate is taken into use. */
+  readonly tls?: TlsFiles;
+}
+
+interface TlsFiles {
+  readonly ca: string;
+  readonly cert: string;
+  readonly key: string;
 }
 
 const maxPoolSize = 50;
@@ -75,10 +82,7 @@ export const openMongoStore = async ({ url, database, tls }: MongoStoreOptions):
     waitQueueTimeoutMS: selectionTimeoutMs,
     socketTimeoutMS: socketTimeoutMs,
   };
-  if (tls) {
-    const [ca, cert, key] = await Promise.all([readFile(tls.ca), readFile(tls.cert), readFile(tls.key)]);
-    Object.assign(options, { tls: true, ca, cert, key });
-  }
+  if (tls) Object.assign(options, { tls: true, secureContext: followedContext(tls) });
   const newClient = () => new MongoClient(url, options);
   try {
     await newClient().close();
@@ -96,6 +100,31 @@ export const openMongoStore = async ({ url, database, tls }: MongoStoreOptions):
       await connection.run((db) => db.command({ ping: 1 }));
     },
     close: () => connection.close(),
+  };
+};
+
+/**
+ * A context that is made of the files anew whenever a socket asks for it: the driver copies its options once, and knows no other way to
+ * change them while a client lives. Throws when the files cannot be used at first; later, as when half of them are renewed, the last
+ * that could be used stays.
+ */
+const followedContext = (files: TlsFiles): SecureContext => {
+  const read = () =>
+    createSecureContext({
+      ca: readFileSync(files.ca),
+      cert: readFileSync(files.cert),
+      key: readFileSync(files.key),
+    });
+  let latest = read();
+  return {
+    get context() {
+      try {
+        latest = read();
+      } catch {
+        // A renewal under way: the next connection looks again.
+      }
+      return latest.context;
+    },
   };
 };
 
