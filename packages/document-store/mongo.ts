@@ -1,5 +1,3 @@
-import { readFileSync } from "node:fs";
-import { createSecureContext, type SecureContext } from "node:tls";
 import {
   type AnyBulkWriteOperation,
   BSON,
@@ -32,6 +30,7 @@ import {
   StoreUnavailable,
   type Value,
 } from "./port.ts";
+import { followedContext, type TlsFiles } from "./tls-files.ts";
 
 export interface MongoStoreOptions {
   /** `mongodb://…`; on a replica set, name it there (`?replicaSet=rs0`) or give several hosts. */
@@ -39,12 +38,6 @@ export interface MongoStoreOptions {
   readonly database: string;
   /** Paths of PEM files for mutual TLS. Read for each new connection, so that a renewed certificate is taken into use. */
   readonly tls?: TlsFiles;
-}
-
-interface TlsFiles {
-  readonly ca: string;
-  readonly cert: string;
-  readonly key: string;
 }
 
 const maxPoolSize = 50;
@@ -100,31 +93,6 @@ export const openMongoStore = async ({ url, database, tls }: MongoStoreOptions):
       await connection.run((db) => db.command({ ping: 1 }));
     },
     close: () => connection.close(),
-  };
-};
-
-/**
- * A context that is made of the files anew whenever a socket asks for it: the driver copies its options once, and knows no other way to
- * change them while a client lives. Throws when the files cannot be used at first; later, as when half of them are renewed, the last
- * that could be used stays.
- */
-const followedContext = (files: TlsFiles): SecureContext => {
-  const read = () =>
-    createSecureContext({
-      ca: readFileSync(files.ca),
-      cert: readFileSync(files.cert),
-      key: readFileSync(files.key),
-    });
-  let latest = read();
-  return {
-    get context() {
-      try {
-        latest = read();
-      } catch {
-        // A renewal under way: the next connection looks again.
-      }
-      return latest.context;
-    },
   };
 };
 
