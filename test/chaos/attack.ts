@@ -21,8 +21,8 @@ export interface Attack {
   readonly restart: () => Promise<void>;
 }
 
-const workLimitMs = 60_000;
-const settleLimitMs = 60_000;
+const workLimitMs = 75_000;
+const settleLimitMs = 75_000;
 const maxDelayMs = 1_200;
 
 const until = async (what: string, limitMs: number, isSo: () => Promise<boolean> | boolean, detail: () => string) => {

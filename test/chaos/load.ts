@@ -79,7 +79,7 @@ const requestKey = (caller: string, method: string, requestId: string) =>
 
 type Clients<S extends Parameters<Cast["client"]>[0]> = readonly ServiceClient<S>[];
 
-/** `pace`: how much longer than usual every actor rests, for a suite that shares its machine with its broker and database. */
+/** `pace`: how many times fewer callers and longer rests, both by the root of it, for a suite that shares its machine with its broker and database. */
 export const openLoad = (cast: Cast, random: SeededRandom, pace: number): Load => {
   const run = new LoadRun(cast, random);
   run.start(pace);
@@ -97,7 +97,8 @@ class LoadRun implements Load {
   readonly #sdk: LocalVerifier;
   readonly #sdkUses = new Set<string>();
   readonly #clients;
-  readonly #decided = new Set<string>();
+  /** Leaks whose cases nobody has decided yet. */
+  readonly #leaked: string[] = [];
   #actors: Promise<unknown>[] = [];
   #sequence = 0n;
 
@@ -126,10 +127,11 @@ class LoadRun implements Load {
       [1, 150, () => this.#handleCase()],
     ];
     this.#actors = actors.flatMap(([count, pauseMs, act]) =>
-      Array.from({ length: count }, async () => {
-        while (!this.#stop.signal.aborted) {
+      Array.from({ length: Math.ceil(count / Math.sqrt(pace)) }, async () => {
+        // Ever slower, so that a run that has to wait long does not fill topics and collections meanwhile.
+        for (let turn = 0; !this.#stop.signal.aborted; turn += 1) {
           await act();
-          await sleep(this.#random.below(2 * pauseMs * pace));
+          await sleep(this.#random.below(2 * pauseMs * Math.sqrt(pace) * (1 + turn / 50)));
         }
       }),
     );
@@ -165,7 +167,7 @@ class LoadRun implements Load {
       } finally {
         this.#open.delete(id);
       }
-      await sleep(100);
+      await sleep(250);
     } while (again && !this.#stop.signal.aborted);
     return undefined;
   }
@@ -236,7 +238,8 @@ class LoadRun implements Load {
   }
 
   async #report(): Promise<void> {
-    const token = this.#token(false);
+    // Only of such tokens an SDK may decide uses by itself.
+    const token = this.#pool.find(({ evidenceMode }) => evidenceMode === EvidenceMode.BATCHED);
     if (!token) return;
     const useIds = [randomUUID(), randomUUID()];
     const cachedUses = useIds.map((useId) => {
@@ -298,7 +301,8 @@ class LoadRun implements Load {
   }
 
   async #leak(): Promise<void> {
-    const token = this.#token(true);
+    // One case after another: each one that is open costs the database used here whole searches.
+    const token = this.#leaked.length > 0 ? undefined : this.#token(true);
     if (!token) return;
     const requestId = randomUUID();
     const secretSha256 = hash("sha256", token.secret, "buffer");
@@ -307,6 +311,7 @@ class LoadRun implements Load {
       this.#random.pick(this.#clients.revocation).reportLeak({ requestId, secretSha256, sighting }, { deadlineMs }),
     );
     if (!answer || answer.tokenId === "") return;
+    this.#leaked.push(answer.tokenId);
     const key = requestKey("person/sam", "curfew.revocation.v1.RevocationService/ReportLeak", requestId);
     // A leak that is acknowledged leads to a case, whoever has to open it.
     this.#owe(
@@ -316,28 +321,19 @@ class LoadRun implements Load {
     );
   }
 
-  /** A case about which people were paged and nobody has decided. */
-  async #undecided() {
-    const breach = this.#random.pick(this.#clients.breach);
-    const { cases } = await breach.listCases({ pageSize: 5 }, { deadlineMs });
-    const caseId = cases.find((each) => !this.#decided.has(each.caseId))?.caseId;
-    if (caseId === undefined) return undefined;
-    const found = (await breach.getCase({ caseId }, { deadlineMs })).case;
-    return found?.pages.length ? found : undefined;
-  }
-
+  /** Of the last leak: decides as soon as its case has been opened, acknowledges as soon as people were paged. */
   async #handleCase(): Promise<void> {
-    const found = await this.#undecided().catch(() => undefined);
-    if (!found?.firstSignalAt) return;
-    const { caseId, firstSignalAt } = found;
-    this.#decided.add(caseId);
+    const tokenId = this.#leaked.shift();
+    if (tokenId === undefined) return;
+    const caseId = `case/${tokenId}/1`;
     const [decide, acknowledge] = [randomUUID(), randomUUID()];
+    const awareAt = timestampNow();
     const named = (method: string, id: string) =>
       requestKey("person/dana", `curfew.breach.v1.BreachService/${method}`, id);
     const decided = await this.#operate("DecideAwareness", true, () =>
       this.#random
         .pick(this.#clients.breach)
-        .decideAwareness({ requestId: decide, caseId, awareAt: firstSignalAt, reason: "seen" }, { deadlineMs }),
+        .decideAwareness({ requestId: decide, caseId, awareAt, reason: "seen" }, { deadlineMs }),
     );
     if (decided) this.#owe("DecideAwareness", `curfew.awareness.decided.v1 ${named("DecideAwareness", decide)}`);
     const acknowledged = await this.#operate("AcknowledgePage", true, () =>
