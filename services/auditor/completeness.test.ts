@@ -30,6 +30,11 @@ const openForgedWorld = async (before?: { epochs: Collection<EpochRow>; store: D
   const tell = new Set<() => void>();
   const bus: Bus = {
     ...own,
+    // Of a topic written here only what a test puts is there, so it never looks shrunken.
+    ends: async (topic) => {
+      const ends = await own.ends(topic);
+      return topic === topicNames.evidence ? ends : ends.map(() => Number.MAX_SAFE_INTEGER);
+    },
     async subscribe(options) {
       let next = 0;
       let busy = Promise.resolve();

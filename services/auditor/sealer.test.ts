@@ -51,6 +51,21 @@ const produce = async (world: World, count: number, from = 0): Promise<void> => 
 };
 
 describe("sealing", () => {
+  it("stops loudly at a topic that ends before what was sealed of it, instead of passing over what comes on taken offsets", async () => {
+    const world = await openWorld();
+    await produce(world, 40);
+    const first = await start(world);
+    await untilSealed(world);
+    await first.close();
+    const { bus } = await openWorld(); // the topics recreated
+    await produce({ ...world, bus }, 3);
+    const again = await startAuditor(world, world.store, bus);
+    await expect(again.running).rejects.toThrow(
+      /ends at \d+, and records below \d+ are sealed: it was truncated or recreated/,
+    );
+    await again.outbox.close();
+  });
+
   it("makes every record of every topic one leaf, and seals together what comes together", async () => {
     const world = await openWorld();
     await produce(world, 40);

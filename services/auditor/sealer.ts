@@ -3,7 +3,7 @@ import { topicNames } from "@curfew/event-log/event-types.ts";
 import type { Tenure } from "@curfew/event-log/lease.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
-import { type LedgerHead, makeBatch, maxBatchBytes, maxBatchRecords, nextOffset } from "./domain.ts";
+import { LedgerBroken, type LedgerHead, makeBatch, maxBatchBytes, maxBatchRecords, nextOffset } from "./domain.ts";
 import { aboutLeafBytes } from "./leaf.ts";
 import { Interrupted, type Ledger } from "./ledger.ts";
 
@@ -89,6 +89,27 @@ const gather = async (intake: Intake, clock: Clock, signal: AbortSignal): Promis
   return !signal.aborted;
 };
 
+/**
+ * A topic that ends before what was sealed of it has lost records, or is another of the same name: what it gets next would stand on offsets
+ * that are taken, and never be sealed. A bus that cannot be asked is none that shrank.
+ */
+const assertNotShrunk = async (bus: Bus, head: LedgerHead, log: Log): Promise<void> => {
+  for (const topic of Object.values(topicNames)) {
+    const ends = await bus.ends(topic).catch((error: Error) => {
+      if (error.name !== "BusUnavailable") throw error;
+      log.warn({ topic }, "the bus cannot be asked yet where the topic ends");
+      return [];
+    });
+    for (const [partition, end] of ends.entries()) {
+      const sealed = nextOffset(head.positions, topic, partition);
+      if (end < sealed)
+        throw new LedgerBroken(
+          `${topic}/${partition} ends at ${end}, and records below ${sealed} are sealed: it was truncated or recreated`,
+        );
+    }
+  }
+};
+
 /** What `openLease` runs. Returns when told to stop; throws what ends the tenure. */
 export const sealUntil = async (
   parts: { readonly ledger: Ledger; readonly bus: Bus; readonly clock: Clock; readonly log: Log },
@@ -113,6 +134,7 @@ export const sealUntil = async (
   /** From the last batch on, with a subscription of its own. */
   const session = async (stop: AbortController): Promise<void> => {
     const head = await ledger.load(stop.signal);
+    await assertNotShrunk(bus, head, log);
     const intake = openIntake(head);
     stop.signal.addEventListener("abort", intake.close);
     const subscription = await bus.subscribe({
