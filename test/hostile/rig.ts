@@ -182,6 +182,18 @@ const rowsOf = (file: string): Record<string, number> => {
   }
 };
 
+/** Commits that are not on their topic yet. */
+const unpublishedIn = (file: string): number => {
+  const database = new DatabaseSync(file, { readOnly: true });
+  try {
+    const known = database.prepare("SELECT 1 FROM pragma_table_info('c_commits') WHERE name = 'i_unpublished'").get();
+    const sql = "SELECT count(*) AS n FROM c_commits WHERE i_unpublished IS NOT NULL";
+    return known ? Number(database.prepare(sql).get()?.n) : 0;
+  } finally {
+    database.close();
+  }
+};
+
 /** Records by topic, but for those that count denials of unknown secrets: they come up to 10 s after what they count. */
 const recordsOf = (file: string): Record<string, number> => {
   const database = new DatabaseSync(file, { readOnly: true });
@@ -305,7 +317,7 @@ export const openRig = async () => {
     },
     recordsWith: (text: string) => recordsWith(join(dataDir, "bus.db"), text),
     records: () => recordsOf(join(dataDir, "bus.db")),
-    /** How much each topic and each collection of the services that command holds, once none of them has moved for a while. */
+    /** How much each topic and each collection of the services that command holds, once every commit is published and none of them has moved for a while. */
     async written(): Promise<Record<string, number>> {
       const read = () => ({
         ...recordsOf(join(dataDir, "bus.db")),
@@ -316,6 +328,10 @@ export const openRig = async () => {
             .map((name) => rowsOf(join(dataDir, "store", name))),
         ),
       });
+      const files = readdirSync(join(dataDir, "store")).filter((name) => name.endsWith(".db"));
+      await until("every commit on its topic", async () =>
+        files.every((name) => unpublishedIn(join(dataDir, "store", name)) === 0) ? true : undefined,
+      );
       let before = read();
       let quiet = 0;
       await until("rest", async () => {
