@@ -177,7 +177,7 @@ class RevocationCalls {
     const committedMs = msOf(message.revokedAt);
     const unknown = { id: eventId, tokenId, committedMs, sinceMs: clock.monotonicMs(), acknowledgements: new Map() };
     const known = pending.get(eventId) ?? unknown;
-    const proof = effective ?? (await proofs.soFar(known, clock.now()));
+    const proof = effective ?? (await proofs.soFar(known));
     return {
       tokenId,
       reason: message.reason,

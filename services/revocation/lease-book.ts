@@ -1,6 +1,6 @@
 import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
-import { type Lease, surelyEndedMs } from "./domain/effective.ts";
+import { type Lease, provenEndMs, type Reading, type SeenLease, surelyEndedMs } from "./domain/effective.ts";
 
 /**
  * The durable leases of watchers: a row per grant, inserted before the watcher hears of it, numbered per instance, never changed.
@@ -19,6 +19,8 @@ export type LeaseRow = Lease & {
   /** It said goodbye, and that nothing is left to report. */
   complete: boolean;
 };
+
+export type SeenLeaseRow = LeaseRow & SeenLease;
 
 type InstanceRow = { _id: string; uri: string; name: string };
 
@@ -44,8 +46,8 @@ export interface LeaseBook {
   ended(grantee: Grantee): Promise<void>;
   /** Inserts one row for each; undefined where another row was there first. Sets `last`. All are durable when it resolves. */
   grant(grantees: readonly Grantee[]): Promise<(LeaseRow | undefined)[]>;
-  /** The newest row of every instance: a read begun now. */
-  newest(): Promise<LeaseRow[]>;
+  /** The newest row of every instance: a read begun now, which is `read`. */
+  newest(): Promise<{ readonly leases: SeenLeaseRow[]; readonly read: Reading }>;
   /** Deletes what newer rows replaced. Best effort. */
   prune(): Promise<void>;
   /** Forgets an instance whose lease ended long ago. */
@@ -57,6 +59,38 @@ const maxGrants = 1_000;
 const maxPruned = 500;
 /** A replaced row that is not deleted in time is deleted at a later grant's turn, or with its instance. */
 const maxReplaced = 20_000;
+/** Instances whose newest row is remembered as seen. One that is forgotten is seen anew, and waits a lease longer for its proof. */
+const maxSeen = 100_000;
+
+/** When this process first saw the newest row of each instance. */
+class Sightings {
+  readonly #leaseMs: number;
+  readonly #seen = new Map<string, { readonly number: number; readonly atMs: number; readonly provenEndMs: number }>();
+
+  constructor(leaseMs: number) {
+    this.#leaseMs = leaseMs;
+  }
+
+  /** `at`: after the row was inserted, or after the ping that it was inserted for. Answers its `provenEndMs`. */
+  see(row: LeaseRow, at: Reading): number {
+    const before = this.#seen.get(row.instance);
+    // A newer one that a read begun before it has missed: that lease has not ended before this one.
+    if (before && before.number > row.number) return before.provenEndMs;
+    const provenMs = provenEndMs(row, at, this.#leaseMs);
+    // A read may have seen the row before the grant that inserted it was answered.
+    if (before && before.number === row.number && before.provenEndMs <= provenMs) return before.provenEndMs;
+    const sighting = { number: row.number, atMs: at.monotonicMs, provenEndMs: provenMs };
+    this.#seen.set(row.instance, sighting);
+    if (this.#seen.size > maxSeen) this.#seen.delete(this.#seen.keys().next().value as string);
+    return sighting.provenEndMs;
+  }
+
+  /** Forgets those without a row in a read begun at `beganMs`. */
+  keep(instances: ReadonlyMap<string, unknown>, beganMs: number): void {
+    for (const [instance, { atMs }] of this.#seen)
+      if (atMs < beganMs && !instances.has(instance)) this.#seen.delete(instance);
+  }
+}
 
 const rowId = (instance: string, number: number) => `${instance}@${String(number).padStart(10, "0")}`;
 /** Rows of one instance stand between these: "A" follows "@", and neither is in an instance's name. */
@@ -76,6 +110,8 @@ export const openLeaseBook = async (parts: {
   const { store, clock, leaseMs } = parts;
   const rows: Collection<LeaseRow> = await store.collection<LeaseRow>("watchers");
   const instances = await store.collection<InstanceRow>("instances");
+  const sightings = new Sightings(leaseMs);
+  const readClocks = (): Reading => ({ wallMs: clock.now(), monotonicMs: clock.monotonicMs() });
   let replaced: string[] = [];
 
   const newestOf = async (instance: string): Promise<LeaseRow | undefined> => {
@@ -96,8 +132,8 @@ export const openLeaseBook = async (parts: {
 
   const grantSome = async (grantees: readonly Grantee[]) => {
     // Read after the pings were: a lease that the watcher counts from its ping has ended before this one has.
-    const nowMs = clock.now();
-    const docs = grantees.map((grantee) => rowFor(grantee, nowMs));
+    const now = readClocks();
+    const docs = grantees.map((grantee) => rowFor(grantee, now.wallMs));
     const verdicts = await rows.insertMany(docs);
     return await Promise.all(
       docs.map(async (doc, i) => {
@@ -108,6 +144,7 @@ export const openLeaseBook = async (parts: {
         }
         if (grantee.last && replaced.length < maxReplaced) replaced.push(grantee.last._id);
         grantee.last = doc;
+        sightings.see(doc, now);
         return doc;
       }),
     );
@@ -130,14 +167,19 @@ export const openLeaseBook = async (parts: {
       return granted;
     },
     async newest() {
+      const read = readClocks();
       const newest = new Map<string, LeaseRow>();
       for (let from: string | undefined; ; ) {
         // Ascending: a row is deleted only after a newer one stands, which a read that missed the older one still comes to.
         const page = await rows.findLatest({ ...(from === undefined ? {} : { from }), limit: pageSize });
         for (const row of page) newest.set(row.instance, row);
-        if (page.length < pageSize) return [...newest.values()];
+        if (page.length < pageSize) break;
         from = `${page.at(-1)?._id}!`;
       }
+      const seen = readClocks();
+      const leases = [...newest.values()].map((row) => Object.assign(row, { provenEndMs: sightings.see(row, seen) }));
+      sightings.keep(newest, read.monotonicMs);
+      return { leases, read };
     },
     async prune() {
       const ids = replaced;

@@ -21,7 +21,7 @@ export interface Proofs {
   /** Keeps `proof`, or answers the one that is there. */
   keep(eventId: string, proof: EffectiveProof): Promise<EffectiveProof>;
   /** As far as it goes now, for a revocation that is pending; every lease is read after its commit. */
-  soFar(revocation: PendingRevocation, nowMs: number): Promise<Proof>;
+  soFar(revocation: PendingRevocation): Promise<Proof>;
 }
 
 /**
@@ -53,6 +53,9 @@ export const openProofs = async (parts: {
       const row = { _id: eventId, effectiveAtMs: proof.effectiveAtMs, instances };
       return (await rows.insert(row)) === "inserted" ? proof : ((await get(eventId)) ?? proof);
     },
-    soFar: async (revocation, nowMs) => proofOf(await parts.book.newest(), revocation, nowMs, parts.leaseMs),
+    async soFar(revocation) {
+      const { leases, read } = await parts.book.newest();
+      return proofOf(leases, revocation, read, parts.leaseMs);
+    },
   };
 };

@@ -5,10 +5,10 @@ import type { Outbox } from "@curfew/event-log/outbox.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import { span, withSpan } from "@curfew/runtime/telemetry.ts";
-import { type InstanceFact, proofOf, surelyEndedMs } from "./domain/effective.ts";
+import { type InstanceFact, proofOf, type Reading, surelyEndedMs } from "./domain/effective.ts";
 import { type GapState, gapIsDue, type RecordGap } from "./domain/watcher.ts";
 import type { RevocationCommand, RevocationEvent, RevocationState } from "./domain.ts";
-import type { LeaseBook, LeaseRow } from "./lease-book.ts";
+import type { LeaseBook, LeaseRow, SeenLeaseRow } from "./lease-book.ts";
 import type { PendingRevocation, PendingRevocations } from "./pending.ts";
 import type { EffectiveProof, Proofs } from "./proofs.ts";
 import type { WatchLimits } from "./watch-limits.ts";
@@ -101,11 +101,11 @@ class ReactionTenure {
     if (pending.size === 0 && !gapsDue) return;
     // What is pending here was committed before this read of the leases begins.
     const waiting = [...pending.all()];
-    const leases = await book.newest();
-    await this.#inGroups(waiting, (revocation) => this.#takeEffect(revocation, leases));
+    const { leases, read } = await book.newest();
+    await this.#inGroups(waiting, (revocation) => this.#takeEffect(revocation, leases, read));
     if (!gapsDue) return;
     this.#gapsMs = clock.monotonicMs();
-    await this.#inGroups(leases, (lease) => this.#closeLease(lease));
+    await this.#inGroups(leases, (lease) => this.#closeLease(lease, read));
     await book.prune();
   }
 
@@ -125,10 +125,10 @@ class ReactionTenure {
       await Promise.all(items.slice(i, i + commandsAtOnce).map(act));
   }
 
-  async #takeEffect(revocation: PendingRevocation, leases: readonly LeaseRow[]): Promise<void> {
+  async #takeEffect(revocation: PendingRevocation, leases: readonly SeenLeaseRow[], read: Reading): Promise<void> {
     const { limits, proofs, revocations, pending, outbox } = this.#parts;
     const nowMs = this.#steadyMs();
-    const found = proofOf(leases, revocation, nowMs, limits.leaseMs);
+    const found = proofOf(leases, revocation, { ...read, wallMs: nowMs }, limits.leaseMs);
     const lostMs = this.#lostLeasesEndMs(revocation);
     if (found.effectiveAtMs === undefined || nowMs < lostMs) return;
     const effectiveAtMs = Math.max(found.effectiveAtMs, lostMs);
@@ -150,11 +150,11 @@ class ReactionTenure {
   }
 
   /** Records what a lease that ended without goodbye may have left unreported; forgets instances that ended long ago. */
-  async #closeLease(lease: LeaseRow): Promise<void> {
+  async #closeLease(lease: SeenLeaseRow, read: Reading): Promise<void> {
     const { clock, limits, book, pending } = this.#parts;
     const endMs = surelyEndedMs(lease, limits.leaseMs);
     const nowMs = clock.now();
-    if (nowMs < endMs) await this.#noteLag(lease);
+    if (nowMs < endMs || read.monotonicMs < lease.provenEndMs) return this.#noteLag(lease);
     if (nowMs < endMs + limits.gapGraceMs || nowMs < this.#startedMs + limits.gapGraceMs) return;
     if (!this.#closed.has(lease._id)) {
       if (lease.reportsUses && !lease.complete) await this.#recordGap(lease, endMs, false);

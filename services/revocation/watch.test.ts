@@ -225,6 +225,23 @@ describe("the effective time", () => {
     await effective(sam, later);
   });
 
+  it("waits for a lease that the clock of the replica which revoked calls ended already", async () => {
+    const limits = { ...shortLimits, leaseMs: 3_000 };
+    const aheadMs = 30_000;
+    const clock = { ...systemClock, now: () => systemClock.now() + aheadMs };
+    const [one, ahead] = [await suite.start(limits), await suite.start(limits, { clock })];
+    const sam = await suite.as("person/sam", ahead);
+    const askedMs = systemClock.monotonicMs();
+    await leased(one, "v-1");
+    const tokenId = newTokenId();
+    const { revokedAt } = await sam.revokeToken(revokeRequest(tokenId));
+    const stoodMs = askedMs + 3_030 - systemClock.monotonicMs();
+    const { atMs, instances } = await effective(sam, tokenId);
+    expect(systemClock.monotonicMs() - askedMs).toBeGreaterThanOrEqual(3_030);
+    expect(instances).toMatchObject([{ instance: "v-1", leaseEndedAt: expect.anything() }]);
+    expect(atMs - (revokedAt ? timestampMs(revokedAt) : 0)).toBeGreaterThanOrEqual(stoodMs);
+  });
+
   it("is when it said goodbye for a watcher that left in order", async () => {
     const service = await suite.start({ ...shortLimits, leaseMs: 600_000 });
     const sam = await suite.as("person/sam", service);
@@ -252,13 +269,13 @@ describe("the effective time", () => {
     const endMs = (await newestLease("sdk-1")).untilMs + marginMs;
     await first.close();
     const again = await suite.as("person/sam", await suite.start());
-    expect(await effective(again, tokenId)).toMatchObject({
-      atMs: endMs,
-      instances: [
-        { instance: "sdk-1", leaseEndedAt: timestampFromMs(endMs) },
-        { instance: "v-1", acknowledgedAt: expect.anything() },
-      ],
-    });
+    const { atMs, instances } = await effective(again, tokenId);
+    // That it ended while nobody looked is proven a whole lease after somebody looks again.
+    expect(atMs).toBeGreaterThanOrEqual(endMs);
+    expect(instances).toMatchObject([
+      { instance: "sdk-1", leaseEndedAt: timestampFromMs(atMs) },
+      { instance: "v-1", acknowledgedAt: expect.anything() },
+    ]);
   });
 
   it("counts a lease that stood at commit although its watcher had not heard of it yet", async () => {

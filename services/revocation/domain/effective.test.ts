@@ -1,5 +1,14 @@
 import { describe, expect, it } from "vitest";
-import { type Acknowledgement, type Lease, proofOf, surelyEndedMs, uncertainCommitMs } from "./effective.ts";
+import {
+  type Acknowledgement,
+  type Lease,
+  maxClockErrorMs,
+  proofOf,
+  provenEndMs,
+  type SeenLease,
+  surelyEndedMs,
+  uncertainCommitMs,
+} from "./effective.ts";
 
 const leaseMs = 5_000;
 const marginMs = 50;
@@ -16,8 +25,15 @@ const lease = (over: Partial<Lease> = {}): Lease => ({
   ...over,
 });
 const at = (receivedAtMs: number): Acknowledgement => ({ receivedAtMs, clockOffsetMs: 4 });
+/** Seen as it was granted, by a reader whose monotonic clock happens to read as the wall clock of all. */
+const seen = (granted: Lease): SeenLease => ({ ...granted, provenEndMs: surelyEndedMs(granted, leaseMs) });
 const proof = (leases: Lease[], acknowledged: Record<string, Acknowledgement> = {}, nowMs = committedMs + 10) =>
-  proofOf(leases, { committedMs, acknowledgements: new Map(Object.entries(acknowledged)) }, nowMs, leaseMs);
+  proofOf(
+    leases.map(seen),
+    { committedMs, sinceMs: committedMs, acknowledgements: new Map(Object.entries(acknowledged)) },
+    { wallMs: nowMs, monotonicMs: nowMs },
+    leaseMs,
+  );
 
 describe("the effective time", () => {
   it("is the commit when nobody held a lease", () => {
@@ -72,6 +88,47 @@ describe("the effective time", () => {
     expect(proof([back], {}, committedMs + 200_001)).toMatchObject({
       effectiveAtMs: committedMs + 4_000,
       instances: [{ leaseEndedAtMs: committedMs + 4_000 }],
+    });
+  });
+
+  describe("with clocks that disagree", () => {
+    /** On a reader's monotonic clock that began at 0: row seen at 1,000, revocation heard of at 1,500, leases read at `atMs`. */
+    const skewed = (aheadMs: number, atMs: number) => {
+      const granted = lease({ untilMs: committedMs - 500 + leaseMs });
+      const read = (ms: number) => ({ wallMs: committedMs + ms - 1_500, monotonicMs: ms });
+      const standing = { ...granted, provenEndMs: provenEndMs(granted, read(1_000), leaseMs) };
+      const revocation = { committedMs: committedMs + aheadMs, sinceMs: 1_500, acknowledgements: new Map() };
+      return proofOf([standing], revocation, read(atMs), leaseMs);
+    };
+
+    it("a commit dated ahead does not make a lease one that had ended before", () => {
+      for (const aheadMs of [6_000, 10_000, 3_600_000]) {
+        expect(skewed(aheadMs, 1_501)).toMatchObject({ effectiveAtMs: undefined, instances: [{ instance: "v-1" }] });
+        expect(skewed(aheadMs, 6_049).effectiveAtMs).toBeUndefined();
+      }
+    });
+
+    it("the lease ends as long after the commit's own date as after it was heard of", () => {
+      expect(skewed(0, 6_050).effectiveAtMs).toBe(committedMs + 4_550);
+      expect(skewed(10_000, 6_050)).toMatchObject({
+        effectiveAtMs: committedMs + 14_550,
+        instances: [{ leaseEndedAtMs: committedMs + 14_550 }],
+      });
+    });
+
+    it("one that is set ahead ends no lease that stands", () => {
+      const granted = lease();
+      const standing = { ...granted, provenEndMs: 6_050 };
+      const revocation = { committedMs, sinceMs: 1_500, acknowledgements: new Map() };
+      const read = { wallMs: committedMs + 86_400_000, monotonicMs: 6_049 };
+      expect(proofOf([standing], revocation, read, leaseMs).effectiveAtMs).toBeUndefined();
+    });
+
+    it("a lease that ended a minute before its row was first seen needs no proof", () => {
+      const granted = lease({ untilMs: committedMs - maxClockErrorMs - marginMs });
+      const at = (wallMs: number) => provenEndMs(granted, { wallMs, monotonicMs: 1_000 }, leaseMs);
+      expect(at(committedMs + 1)).toBe(Number.NEGATIVE_INFINITY);
+      expect(at(committedMs)).toBe(6_050);
     });
   });
 });

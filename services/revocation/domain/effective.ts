@@ -18,6 +18,22 @@ export type Lease = {
   readonly clockOffsetMs: number;
 };
 
+/** A lease as somebody who reads the rows knows it. */
+export type SeenLease = Lease & {
+  /**
+   * On the reader's monotonic clock: a read begun from then on that still finds this row the newest proves that the lease has ended,
+   * whatever any wall clock says. A whole lease after the row was first seen; -Infinity for one that was old already.
+   */
+  readonly provenEndMs: number;
+};
+
+/** When leases were read. */
+export interface Reading {
+  readonly wallMs: number;
+  /** Before the read began. */
+  readonly monotonicMs: number;
+}
+
 export interface Acknowledgement {
   readonly receivedAtMs: number;
   readonly clockOffsetMs: number;
@@ -46,43 +62,58 @@ export const clockRateError = 0.01;
  */
 export const uncertainCommitMs = 60_000;
 
+/** Wall clocks of replicas, and one before and after a restart, are not further apart than this. */
+export const maxClockErrorMs = 60_000;
+
+/**
+ * `provenEndMs` of a row first seen at `seen`. Only one that ended long before that needs no proof: what remains is a clock more than
+ * a minute wrong at a start.
+ */
+export const provenEndMs = (lease: Pick<Lease, "untilMs" | "goodbye">, seen: Reading, leaseMs: number): number => {
+  if (surelyEndedMs(lease, leaseMs) + maxClockErrorMs < seen.wallMs) return Number.NEGATIVE_INFINITY;
+  return lease.goodbye ? seen.monotonicMs : seen.monotonicMs + leaseMs * (1 + clockRateError);
+};
+
 /** When the lease has surely ended on the instance's own clock. */
 export const surelyEndedMs = (lease: Pick<Lease, "untilMs" | "goodbye">, leaseMs: number): number =>
   lease.goodbye ? lease.untilMs : lease.untilMs + leaseMs * clockRateError;
 
-/** What this instance owes a revocation committed at `committedMs`; undefined: nothing, it held no lease then. */
-const factOf = (
-  lease: Lease,
-  committedMs: number,
-  acknowledgement: Acknowledgement | undefined,
-  nowMs: number,
-  leaseMs: number,
-): InstanceFact | undefined => {
+interface Committed {
+  readonly committedMs: number;
+  /** When the reader heard of it, on its monotonic clock: after the commit. */
+  readonly sinceMs: number;
+  readonly acknowledgements: ReadonlyMap<string, Acknowledgement>;
+}
+
+/**
+ * What this instance owes a revocation; undefined: nothing, it held no lease at commit. Commit and lease may be dated by different
+ * clocks, or by one that was set between: a lease counts as ended before the commit, or at all, only when that is proven too. One
+ * that was proven only after the commit was heard of ended as long after the commit's own date, at least.
+ */
+const factOf = (lease: SeenLease, revocation: Committed, read: Reading, leaseMs: number): InstanceFact | undefined => {
   const { instance, name } = lease;
-  const endMs = surelyEndedMs(lease, leaseMs);
-  const began = lease.sinceMs > committedMs + uncertainCommitMs ? "after" : "before";
-  const heldUntilMs = began === "after" ? lease.previousEndMs : endMs;
-  if (heldUntilMs <= committedMs) return undefined;
+  const { committedMs, sinceMs } = revocation;
+  const beganAfter = lease.sinceMs > committedMs + uncertainCommitMs;
+  const heldUntilMs = beganAfter ? lease.previousEndMs : surelyEndedMs(lease, leaseMs);
+  const provenMs = beganAfter ? Number.NEGATIVE_INFINITY : lease.provenEndMs;
+  const isProven = provenMs <= read.monotonicMs;
+  if (isProven && provenMs <= sinceMs && heldUntilMs <= committedMs) return undefined;
+  const acknowledgement = revocation.acknowledgements.get(instance);
   const base = { instance, name, clockOffsetMs: acknowledgement?.clockOffsetMs ?? lease.clockOffsetMs };
   if (acknowledgement) return { ...base, acknowledgedAtMs: acknowledgement.receivedAtMs };
-  return heldUntilMs <= nowMs ? { ...base, leaseEndedAtMs: heldUntilMs } : base;
+  const endMs = Math.ceil(Math.max(heldUntilMs, provenMs > sinceMs ? committedMs + provenMs - sinceMs : 0));
+  return isProven && heldUntilMs <= read.wallMs ? { ...base, leaseEndedAtMs: endMs } : base;
 };
 
 /**
- * The proof as far as it goes at `nowMs`. `leases` must have been read, linearizably, after the commit: a lease inserted later
+ * The proof as far as it goes at `read`. `leases` must have been read, linearizably, after the commit: a lease inserted later
  * answers nothing before it has applied a mark that covers the revocation (rule 5 of the watch protocol).
  */
-export const proofOf = (
-  leases: Iterable<Lease>,
-  revocation: { readonly committedMs: number; readonly acknowledgements: ReadonlyMap<string, Acknowledgement> },
-  nowMs: number,
-  leaseMs: number,
-): Proof => {
-  const { committedMs, acknowledgements } = revocation;
+export const proofOf = (leases: Iterable<SeenLease>, revocation: Committed, read: Reading, leaseMs: number): Proof => {
   const instances: InstanceFact[] = [];
-  let effectiveAtMs: number | undefined = committedMs;
+  let effectiveAtMs: number | undefined = revocation.committedMs;
   for (const lease of leases) {
-    const fact = factOf(lease, committedMs, acknowledgements.get(lease.instance), nowMs, leaseMs);
+    const fact = factOf(lease, revocation, read, leaseMs);
     if (!fact) continue;
     instances.push(fact);
     const boundMs = fact.acknowledgedAtMs ?? fact.leaseEndedAtMs;
