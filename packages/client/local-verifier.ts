@@ -70,6 +70,8 @@ export interface LocalVerifier {
 const defaultCacheEntries = 100_000;
 const defaultDeadlineMs = 5_000;
 const sweepEveryMs = 30_000;
+/** Of one access, when answers come too late to be used: the first may have had to wait for a connection. */
+const maxAsks = 4;
 /** Uses decided by a clock that is further off are not this SDK's to decide: verifiers refuse reports from a future 5 min away. */
 const maxClockOffsetMs = 60_000;
 /** A reason of our own: without one, abort() makes an exception with a stack, the dearest part of a wait. */
@@ -202,11 +204,11 @@ class SdkVerifier implements LocalVerifier {
   #trusted(key: string, use: UseFields, { atLeast = [] }: AuthorizeOptions): CachedToken | undefined {
     if (atLeast.length > 0 || !this.#controllers.has(use.controller) || !this.#isClockRight) return undefined;
     if (!this.#watcher.isLive()) return undefined;
-    return this.#cache.find(key, this.#now());
+    return this.#cache.find(key, this.#now()) ?? this.#cache.findRevoked(key);
   }
 
-  #local<T>({ use, run }: Access<T>, { tokenId, generation, grant }: CachedToken): T | Promise<T> {
-    const reason = checkGrant(grant, { ...use, audience: this.#audience });
+  #local<T>({ use, run }: Access<T>, { tokenId, generation, grant, revoked }: CachedToken): T | Promise<T> {
+    const reason = revoked ? Reason.REVOKED : checkGrant(grant, { ...use, audience: this.#audience });
     const nowMs = this.#clock.now();
     const useId = uuidV7(nowMs, this.#random);
     this.#reporter.decided({ useId, decidedAt: timestampFromMs(nowMs), tokenId, generation, reason, use });
@@ -242,33 +244,42 @@ class SdkVerifier implements LocalVerifier {
       void this.#clock.sleep(options.deadlineMs ?? defaultDeadlineMs, over.signal).then(() => {
         if (!over.signal.aborted) giveUp(new Denied("VERIFIER_UNREACHABLE", "", "no answer within the deadline"));
       });
-      this.#questions.ask({
-        request,
-        failed: giveUp,
-        answered: (response, sentAt) => {
-          const denied = this.#judge(access, response, sentAt, over.signal.aborted);
-          if (denied) return giveUp(denied);
-          over.abort(settled);
-          signal?.removeEventListener("abort", onAbort);
-          resolve(this.#run(new OpenUse(this.#reporter, response.useId, response.tokenId, use), access.run));
-        },
-      });
+      const ask = (asksLeft: number) =>
+        this.#questions.ask({
+          request,
+          failed: giveUp,
+          answered: (response, sentAt) => {
+            const verdict = this.#judge(access, response, sentAt, over.signal.aborted);
+            if (verdict === "late" && asksLeft > 0) return ask(asksLeft - 1);
+            if (verdict) return giveUp(verdict === "late" ? new Denied("STALE_VERIFIER", response.tokenId) : verdict);
+            over.abort(settled);
+            signal?.removeEventListener("abort", onAbort);
+            resolve(this.#run(new OpenUse(this.#reporter, response.useId, response.tokenId, use), access.run));
+          },
+        });
+      ask(maxAsks - 1);
     });
   }
 
   /**
    * The last look at a verifier's answer, in the turn in which the access begins: what was pushed since counts, and one that is too
-   * old (this process was stopped, say) vouches for nothing. An allowed answer that is not used is reported as such.
+   * old (this process was stopped, say) vouches for nothing. An allowed answer that is not used is reported as such. "late": it may be
+   * asked for again.
    */
-  #judge<T>(access: Access<T>, response: VerifyTokenResponse, sentAt: Instant, gaveUp: boolean): Denied | undefined {
+  #judge<T>(
+    access: Access<T>,
+    response: VerifyTokenResponse,
+    sentAt: Instant,
+    gaveUp: boolean,
+  ): Denied | "late" | undefined {
     const { allowed, reason, tokenId, cacheable } = response;
     if (!allowed) return new Denied(denialReason(reason), tokenId);
     const now = this.#now();
     const ended = this.#cache.endOf(tokenId, cacheable?.generation ?? 0, cacheable?.ancestors ?? [], now);
-    const denied =
-      gaveUp || this.#closing || this.#questions.isTooOld(sentAt, now) || ended === "UNKNOWN"
-        ? new Denied("STALE_VERIFIER", tokenId)
-        : ended && new Denied(ended, tokenId);
+    let denied: Denied | "late" | undefined =
+      ended && new Denied(ended === "UNKNOWN" ? "STALE_VERIFIER" : ended, tokenId);
+    if (gaveUp || this.#closing) denied = new Denied("STALE_VERIFIER", tokenId);
+    else if (this.#questions.isTooOld(sentAt, now, this.#watcher.isLive())) denied ??= "late";
     if (denied) {
       new OpenUse(this.#reporter, response.useId, tokenId, access.use).end(Outcome.UNANSWERED);
       return denied;

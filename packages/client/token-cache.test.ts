@@ -116,6 +116,12 @@ describe("ends", () => {
     cache.keep("child", token("c", { ancestors: ["b", "a"] }), at(1));
     cache.keep("other", token("o"), at(1));
     cache.end(ends({ tokenId: "a" }), at(2));
+    expect(["a1", "a2", "child", "other"].map((key) => cache.findRevoked(key)?.revoked)).toEqual([
+      true,
+      true,
+      true,
+      undefined,
+    ]);
     expect(["a1", "a2", "child", "other"].filter((key) => cache.find(key, at(3)))).toEqual(["other"]);
   });
 

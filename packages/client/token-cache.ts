@@ -14,6 +14,8 @@ export interface CachedToken {
   readonly tokenId: string;
   readonly generation: number;
   readonly grant: GrantFields;
+  /** Its revocation was pushed: it can be refused without a question, for ever. */
+  readonly revoked: boolean;
 }
 
 interface Entry extends CachedToken {
@@ -42,6 +44,8 @@ interface Ends {
  */
 export const rememberEndsMs = 20_000;
 const maxEnds = 100_000;
+/** Of revoked tokens, so that they are refused at once while everybody asks for them; the verifier knows the others. */
+const maxRevoked = 10_000;
 /** A new stream begins with what ended in the last 60 s: after a gap of half of that nothing is missing. */
 const gaplessMs = 30_000;
 
@@ -60,6 +64,7 @@ export class TokenCache {
   /** Entries by the ids that end them: the token's own and its ancestors'. */
   readonly #byId = new Map<string, Set<Entry>>();
   readonly #ends = new Map<string, Ends>();
+  readonly #revoked = new Map<string, CachedToken>();
   readonly #maxEntries: number;
   #baseline: readonly TopicPosition[] | undefined;
   #told: readonly TopicPosition[] = [];
@@ -102,6 +107,11 @@ export class TokenCache {
     return now.wallMs < entry.notBeforeMs ? undefined : entry;
   }
 
+  /** What was under `key` when its revocation was pushed: it is refused, live or not. */
+  findRevoked(key: string): CachedToken | undefined {
+    return this.#revoked.get(key);
+  }
+
   /** Keeps what the verifier says may be kept, unless the stream knows better. The oldest entry makes room. */
   keep(key: string, token: CacheableToken, now: Instant): void {
     const { tokenId, generation, grant, ancestors } = token;
@@ -114,6 +124,7 @@ export class TokenCache {
       tokenId,
       generation,
       grant,
+      revoked: false,
       ancestors,
       asOf: token.asOf,
       notBeforeMs: msOf(token.notBefore, 0),
@@ -159,7 +170,7 @@ export class TokenCache {
       const endsAtMs = msOf(endsAt, 0);
       this.#remember(tokenId, revoked ? undefined : { upToGeneration, endsAtMs }, now);
       for (const entry of [...(this.#byId.get(tokenId) ?? [])]) {
-        if (revoked) this.#drop(entry);
+        if (revoked) this.#revoke(entry);
         else if (entry.tokenId === tokenId && entry.generation <= upToGeneration)
           entry.endsAtMs = Math.min(entry.endsAtMs, endsAtMs);
       }
@@ -175,6 +186,7 @@ export class TokenCache {
   clear(): void {
     this.#entries.clear();
     this.#byId.clear();
+    this.#revoked.clear();
   }
 
   #remember(tokenId: string, rotation: Ends["rotations"][number] | undefined, now: Instant): void {
@@ -201,6 +213,13 @@ export class TokenCache {
     if (!this.#baseline || !isAtLeast(entry.asOf, this.#baseline)) return false;
     entry.era = this.#era;
     return true;
+  }
+
+  #revoke(entry: Entry): void {
+    this.#drop(entry);
+    const { key, tokenId, generation, grant } = entry;
+    this.#revoked.set(key, { tokenId, generation, grant, revoked: true });
+    if (this.#revoked.size > maxRevoked) this.#revoked.delete(this.#revoked.keys().next().value as string);
   }
 
   #drop(entry: Entry): void {
