@@ -204,6 +204,33 @@ describe("a failing database", () => {
     expect((await stored()).docs).toEqual([]);
   });
 
+  it("tells an outage while the caller still listens, however long a try takes to fail", async () => {
+    const clock = virtualClock();
+    const hanging: DocumentStore = {
+      ...store,
+      collection: async (name, options) => {
+        const get = async () => {
+          await clock.sleep(3_000);
+          throw new StoreUnavailable("no answer in time");
+        };
+        return { ...bound(await store.collection(name, options)), get } as never;
+      },
+    };
+    const { handle } = await replica(hanging, clock);
+    const options = { signal: new AbortController().signal, deadlineMs: clock.now() + 10_000 };
+    let toldMs = Number.POSITIVE_INFINITY;
+    const refused = expect(
+      handle(stream, command(1), options).finally(() => {
+        toldMs = clock.monotonicMs();
+      }),
+    ).rejects.toThrow(StoreUnavailable);
+    const startMs = clock.monotonicMs();
+    await clock.advance(10_000);
+    await refused;
+    expect(toldMs - startMs).toBeGreaterThan(6_000);
+    expect(toldMs - startMs).toBeLessThan(9_700);
+  });
+
   it("goes on when the database comes back within the caller's time", async () => {
     const clock = virtualClock();
     const seen = faultyStore(store, () => (clock.monotonicMs() < 5_000 ? "lost" : undefined));

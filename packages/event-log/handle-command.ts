@@ -23,13 +23,18 @@ export interface Aggregates<State, Command, Event extends Message> {
   load(stream: string): Promise<State>;
   /**
    * Loads, decides, appends at the expected version; on a conflict loads what is new and decides again, on an outage tries again with a
-   * growing pause, both within `signal`. A commit whose reply was lost is recognised in the stream by its event ids, so it has one effect.
+   * growing pause, both within `signal`. With `deadlineMs` (wall clock) no try is begun that would likely end after it, so that the caller
+   * still hears of the outage. A commit whose reply was lost is recognised in the stream by its event ids, so it has one effect.
    * Throws what `decide` throws, CommandConflict, or StoreUnavailable.
    */
   handle(
     stream: string,
     command: Command,
-    options?: { signal?: AbortSignal; attach?: (events: readonly Event[]) => CommitDoc["attached"] },
+    options?: {
+      signal?: AbortSignal;
+      deadlineMs?: number | undefined;
+      attach?: (events: readonly Event[]) => CommitDoc["attached"];
+    },
   ): Promise<Handled<State, Event>>;
 }
 
@@ -38,6 +43,8 @@ const maxConflicts = 100;
 const maxTriesWithoutSignal = 3;
 const firstPauseMs = 100;
 const maxPauseMs = 1_000;
+/** Left of the caller's time for the answer to get back. */
+const answerMs = 300;
 
 interface Folded<State> extends StreamEnd {
   readonly state: State;
@@ -113,9 +120,14 @@ export const openAggregates = <State, Command, Event extends Message>(parts: {
     }
   };
 
-  const handle: Aggregates<State, Command, Event>["handle"] = async (stream, command, { signal, attach } = {}) => {
+  const handle: Aggregates<State, Command, Event>["handle"] = async (
+    stream,
+    command,
+    { signal, deadlineMs = Number.POSITIVE_INFINITY, attach } = {},
+  ) => {
     const uncertain: Written<Event>[] = [];
     for (let conflicts = 0, failures = 0; ; ) {
+      const beganMs = clock.now();
       try {
         const handled = await attempt(stream, command, uncertain, attach);
         if (handled !== "conflict") return handled;
@@ -126,7 +138,10 @@ export const openAggregates = <State, Command, Event extends Message>(parts: {
         if (!(error instanceof StoreUnavailable)) throw error;
         failures += 1;
         if (signal ? signal.aborted : failures >= maxTriesWithoutSignal) throw error;
-        await clock.sleep(Math.min(firstPauseMs * 2 ** (failures - 1), maxPauseMs), signal);
+        const pauseMs = Math.min(firstPauseMs * 2 ** (failures - 1), maxPauseMs);
+        // The next try takes about as long as this one did.
+        if (2 * clock.now() - beganMs + pauseMs + answerMs > deadlineMs) throw error;
+        await clock.sleep(pauseMs, signal);
         if (signal?.aborted) throw error;
       }
     }

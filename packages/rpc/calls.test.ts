@@ -321,4 +321,17 @@ describe("retries", () => {
     expect(gaveUp.status).toBe("UNAVAILABLE");
     expect(calls).toBe(2);
   });
+
+  test("end with the outage that the server told of, where the time runs out while it lasts", async () => {
+    let calls = 0;
+    const down = async () => {
+      calls += 1;
+      if (calls > 1) await new Promise<never>(() => undefined);
+      throw Object.assign(new Error("x"), { name: "StoreUnavailable" });
+    };
+    harness = await openHarness({ echoAgain: down });
+    const gaveUp = await failure((await harness.client()).echoAgain({}, { deadlineMs: 1_500 }));
+    expect(gaveUp).toMatchObject({ status: "UNAVAILABLE", reason: "STORE_UNAVAILABLE" });
+    expect(calls).toBe(2);
+  });
 });

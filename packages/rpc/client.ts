@@ -116,11 +116,15 @@ const unary =
   async (request: unknown, options: CallOptions = {}): Promise<unknown> => {
     const method = prepare(channel, desc);
     const deadline = absoluteDeadline(channel, options.deadlineMs ?? channel.defaultDeadlineMs);
+    let outage: RemoteError | undefined;
     for (let attempt = 0; ; attempt += 1) {
       try {
         return await callOnce(method, request, deadline, options.signal);
       } catch (error) {
+        // What the server said of its outage tells more than that our time ran out while it lasted.
+        if (outage && error instanceof RemoteError && error.failure.status === "DEADLINE_EXCEEDED") throw outage;
         if (!isRetryable(desc, error) || attempt + 1 >= maxAttempts || channel.closed.aborted) throw error;
+        outage = error;
         const delayMs = retryDelayMs(attempt, channel, error);
         if (channel.clock.now() + delayMs >= deadline) throw error;
         await channel.clock.sleep(delayMs, options.signal);

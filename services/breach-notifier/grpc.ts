@@ -187,10 +187,10 @@ class BreachCalls {
     return { by: caller.uri, request: { key: keyHex, hash: requestHash }, nowMs: this.#parts.clock.now() };
   }
 
-  async #handle(caseId: string, command: CaseCommand, { signal }: CallContext, key: RequestKey) {
+  async #handle(caseId: string, command: CaseCommand, { signal, deadlineMs }: CallContext, key: RequestKey) {
     if (!isCaseId(caseId)) throw notFound();
     const { cases, outbox, knowledge } = this.#parts;
-    const { state, commit } = await cases.handle(caseId, command, { signal });
+    const { state, commit } = await cases.handle(caseId, command, { signal, deadlineMs });
     if (state.status === "none") throw notFound();
     // One that was repeated was committed before: published as far as we have read it on the topic.
     const offset = commit ? await outbox.relay.published(commit) : knowledge.offsetOf(key.keyHex);

@@ -154,13 +154,13 @@ class RevocationCalls {
     return {};
   }
 
-  async identifySecret({ secretSha256 }: IdentifySecretRequest, { caller, signal }: CallContext) {
+  async identifySecret({ secretSha256 }: IdentifySecretRequest, { caller, signal, deadlineMs }: CallContext) {
     const { clock, revocations, outbox } = this.#parts;
     const known = await this.#identify(secretSha256);
     if (!known) return {};
     const { tokenId, generation, subject, endsAtMs } = known;
     const command = { type: "Identify", tokenId, generation, by: caller.uri } as const;
-    const { commit, state } = await revocations.handle(streamOf(tokenId), command, { signal });
+    const { commit, state } = await revocations.handle(streamOf(tokenId), command, { signal, deadlineMs });
     if (commit) void outbox.relay.published(commit, 0);
     return { tokenId, generation, subject, live: state.status === "standing" && clock.now() < endsAtMs };
   }
@@ -225,8 +225,8 @@ class RevocationCalls {
     return { tokenId, by: ctx.caller.uri, nowMs: this.#parts.clock.now(), request };
   }
 
-  async #handle(command: RevocationCommand, { signal }: CallContext): Promise<CommitDoc | undefined> {
-    return (await this.#parts.revocations.handle(streamOf(command.tokenId), command, { signal })).commit;
+  async #handle(command: RevocationCommand, { signal, deadlineMs }: CallContext): Promise<CommitDoc | undefined> {
+    return (await this.#parts.revocations.handle(streamOf(command.tokenId), command, { signal, deadlineMs })).commit;
   }
 
   async #proofOf(tokenId: string, eventId: string): Promise<EffectiveProof | undefined> {
