@@ -189,7 +189,7 @@ describe("ReportLeak", () => {
     const { secret, sha256 } = await suite.issue();
     const request = { ...report(sha256), sighting: { ...sighting, location: `https://paste.example/${secret}` } };
     const failure = await failureOf(sam.reportLeak(request));
-    expect(failure).toMatchObject({ status: "INVALID_ARGUMENT", reason: "SIGHTING_HOLDS_SECRET" });
+    expect(failure).toMatchObject({ status: "INVALID_ARGUMENT", reason: "SECRET_IN_FIELD" });
     expect(JSON.stringify(failure)).not.toContain(secret);
     expect(suite.logged.join("")).not.toContain(secret);
     expect(await types()).toEqual([]);
