@@ -318,9 +318,8 @@ describe("not live", () => {
   });
 
   test("an answer older than 250 ms is asked for again, for nobody waits for who does not watch; it may be revoked by then", async () => {
-    const sdk = await openSdk();
     revocation.marks = false;
-    revocation.leases = false;
+    const sdk = await openSdk();
     const token = verifier.token();
     verifier.beforeAnswer = async () => {
       verifier.beforeAnswer = async () => undefined;

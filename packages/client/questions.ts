@@ -8,6 +8,7 @@ import type { RpcChannel } from "@curfew/rpc/channel.ts";
 import { createClient } from "@curfew/rpc/client.ts";
 import { parseRpcError } from "@curfew/rpc/errors.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
+import { unwatchedAnswerMs } from "@curfew/token-format/answer-life.ts";
 import { Denied } from "./denied.ts";
 import type { Instant } from "./freshness.ts";
 
@@ -23,7 +24,7 @@ export interface Question {
   readonly failed: (denied: Denied) => void;
 }
 
-/** An answer older than this is not used: no watcher vouches for it. */
+/** An answer older than this is not used, though the asker's own watch vouches that nothing was revoked since. */
 export const answerGoodForMs = 2_000;
 const maxBatch = 256;
 const maxOpen = 10_000;
@@ -103,9 +104,14 @@ export const openQuestions = (options: { readonly channels: readonly RpcChannel[
       if (waiting.length === 0) setImmediate(sendAll);
       waiting.push(question);
     },
-    /** An answer to a question sent at `sentAt` is too old now, by the larger of both clocks. */
-    isTooOld: (sentAt: Instant, at: Instant): boolean =>
-      at.monotonicMs - sentAt.monotonicMs >= answerGoodForMs || at.wallMs - sentAt.wallMs >= answerGoodForMs,
+    /**
+     * An answer to a question sent at `sentAt` is too old now, by the larger of both clocks. Without a live watch of our own
+     * `revocation` does not wait for us, only as long as the verifier's answers count.
+     */
+    isTooOld(sentAt: Instant, at: Instant, isLive: boolean): boolean {
+      const goodForMs = isLive ? answerGoodForMs : unwatchedAnswerMs;
+      return at.monotonicMs - sentAt.monotonicMs >= goodForMs || at.wallMs - sentAt.wallMs >= goodForMs;
+    },
   };
 };
 export type Questions = ReturnType<typeof openQuestions>;

@@ -37,6 +37,11 @@ export interface WatcherOptions {
   /** Must apply them before it returns: they are acknowledged then. If it throws, nothing is, and the watcher is not live until it worked. */
   readonly onEnded: (tokens: readonly EndedToken[]) => void;
   /**
+   * For how long, after `onEnded` has applied its end, somebody may still act on what was answered for a token before: it is
+   * acknowledged after that. Absent: nobody but this process acts on its answers.
+   */
+  readonly openForMs?: (token: EndedToken) => number;
+  /**
    * Whether everything below these positions (of curfew.revocations.v1 and curfew.tokens.v1) is applied, for a verifier, which has
    * feeds of its own. Asked again until it is. Absent: what the stream brought before a mark is applied when the mark arrives.
    */
@@ -230,8 +235,18 @@ class RevocationWatcher implements Watcher {
       this.#options.log.error({ err: error }, "ends of tokens could not be applied");
       throw error;
     }
-    const ids = tokens.map((token) => token.revocationEventId).filter((id) => id !== "");
-    if (ids.length === 0) return;
+    const revoked = tokens.filter(({ revocationEventId }) => revocationEventId !== "");
+    if (revoked.length === 0) return;
+    const ids = revoked.map(({ revocationEventId }) => revocationEventId);
+    const { openForMs, clock } = this.#options;
+    const waitMs = openForMs ? Math.max(...revoked.map(openForMs)) : 0;
+    if (waitMs <= 0) this.#queueAcknowledgements(stream, ids);
+    // On a stream that ends before, they are pushed again on the next one.
+    else void clock.sleep(waitMs, stream.ended.signal).then(() => this.#queueAcknowledgements(stream, ids));
+  }
+
+  #queueAcknowledgements(stream: Stream, ids: readonly string[]): void {
+    if (stream.ended.signal.aborted) return;
     if (stream.acknowledgements.length === 0) setImmediate(() => this.#acknowledge(stream));
     stream.acknowledgements.push(...ids);
   }

@@ -11,7 +11,6 @@ export type LeaseRow = Lease & {
   _id: string;
   number: number;
   startMs: number;
-  reportsUses: boolean;
   /** Last use whose report was acknowledged. */
   reportedSequence: number;
   /** Every use that the instance decided before this is reported, on our clock. */

@@ -13,6 +13,7 @@ import { restoreStore } from "@curfew/event-log/restore.ts";
 import type { RunningService } from "@curfew/rpc/replica.ts";
 import { eventually } from "@curfew/rpc/testing/suite.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
+import { unwatchedHoldMs } from "@curfew/token-format/answer-life.ts";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { LeaseRow } from "./lease-book.ts";
 import {
@@ -168,7 +169,7 @@ describe("the effective time", () => {
     await leased(service, "v-1");
     const tokenId = newTokenId();
     await sam.revokeToken(revokeRequest(tokenId));
-    const endMs = (await newestLease("v-1")).untilMs + marginMs;
+    const endMs = (await newestLease("v-1")).untilMs + marginMs + unwatchedHoldMs;
     const { atMs, instances } = await eventually(async () => {
       const answer = await proofFrom(sam, tokenId);
       if (answer.effectiveAt) expect(systemClock.now()).toBeGreaterThanOrEqual(endMs);
@@ -252,7 +253,7 @@ describe("the effective time", () => {
     watcher.finish();
     await eventually(() => expect(watcher.end).toBeNull());
     const { atMs } = await effective(sam, tokenId);
-    expect(atMs).toBe((await newestLease("v-1")).untilMs);
+    expect(atMs).toBe((await newestLease("v-1")).untilMs + unwatchedHoldMs);
     expect(atMs).toBeGreaterThanOrEqual(revokedAt ? timestampMs(revokedAt) : 0);
   });
 
@@ -300,7 +301,7 @@ describe("the effective time", () => {
     expect(watcher.marks).toEqual([]);
     answering.resolve();
     await eventually(() => expect(watcher.marks).toHaveLength(1));
-    const endMs = (await newestLease("v-1")).untilMs + marginMs;
+    const endMs = (await newestLease("v-1")).untilMs + marginMs + unwatchedHoldMs;
     expect((await effective(sam, tokenId)).atMs).toBe(endMs);
   });
 

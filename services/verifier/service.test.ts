@@ -228,6 +228,19 @@ describe("what has ended", () => {
     ]);
   });
 
+  it("after an answer that somebody may still act on is denied at once, and acknowledged when nobody may", async () => {
+    const secret = await give("a");
+    const { port } = await ready();
+    const client = await suite.client(port);
+    expect((await client.verifyToken(ask(secret))).allowed).toBe(true);
+    const askedMs = performance.now();
+    expect((await client.verifyToken(ask(secret))).allowed).toBe(true);
+    suite.revocation().push([{ tokenId: tokenIdOf("a"), revocationEventId: "event-1" }]);
+    await vi.waitFor(async () => expect((await client.verifyToken(ask(secret))).reason).toBe(Reason.REVOKED), bound);
+    await vi.waitFor(() => expect(suite.revocation().acknowledged).toEqual(["event-1"]), bound);
+    expect(performance.now() - askedMs).toBeGreaterThanOrEqual(250);
+  });
+
   it("by a rotation that was pushed is superseded, the new generation is not", async () => {
     const secret = await give("a");
     const { port } = await ready();

@@ -11,6 +11,7 @@ import { type RunningService, type ServiceParts, serve } from "@curfew/rpc/repli
 import { openFacts } from "./facts.ts";
 import { Fold } from "./fold.ts";
 import { verifierService } from "./grpc.ts";
+import { openRecentAnswers, type RecentAnswers } from "./recent-answers.ts";
 import { openRecorder } from "./recorder.ts";
 import { type Attempts, moreNetworks, openUnknownAttempts } from "./unknown-attempts.ts";
 import { openLiveWait, type Verifier } from "./verify.ts";
@@ -137,7 +138,8 @@ const openParts = async (
   const channels = parts.revocationAddresses.map((address) =>
     openChannel({ address, identity, caPem, trustDomain, expectService: "revocation", clock, random }),
   );
-  const watcher = openFoldWatcher(parts, fold, feed, channels);
+  const recentAnswers = openRecentAnswers(clock);
+  const watcher = openFoldWatcher(parts, { fold, feed, recentAnswers }, channels);
   closers.unshift(() => unknownAttempts.close());
   closers.push(
     () => watcher.close(),
@@ -151,17 +153,17 @@ const openParts = async (
     const ends = await bus.ends(topicNames.tokens);
     return ends.map((end, partition) => ({ topic: topicNames.tokens, partition, offset: BigInt(end) }));
   };
-  const asking = { fold, feed, watcher, tokensEnd, liveWithin, keyring, clock };
+  const asking = { fold, feed, watcher, recentAnswers, tokensEnd, liveWithin, keyring, clock };
   return { ...asking, recorder, facts, unknownAttempts, pseudonyms, instance };
 };
 
 const openFoldWatcher = (
   { instance, clock, random, log }: VerifierParts,
-  fold: Fold,
-  feed: Feed,
+  known: { readonly fold: Fold; readonly feed: Feed; readonly recentAnswers: RecentAnswers },
   channels: Parameters<typeof openWatcher>[0]["channels"],
-): Watcher =>
-  openWatcher({
+): Watcher => {
+  const { fold, feed, recentAnswers } = known;
+  return openWatcher({
     channels,
     instance,
     reportsUses: false,
@@ -174,9 +176,11 @@ const openFoldWatcher = (
         else fold.supersede(tokenId, upToGeneration, endsAt ? timestampMs(endsAt) : clock.now());
       }
     },
+    openForMs: ({ tokenId }) => recentAnswers.openForMs(tokenId),
     positionsApplied: (positions) =>
       positions.every(({ topic, partition, offset }) => BigInt(feed.next(topic, partition)) >= offset),
   });
+};
 
 /** Under the first controller that the resource service is listed for: the merged attempts may have named several. */
 const networkPseudonyms = async (

@@ -20,6 +20,7 @@ import type { Address } from "./address.ts";
 import { type Decision, decide, lifeOf, needsFreshness } from "./decide.ts";
 import { detailsOf, type Facts, sourceOf } from "./facts.ts";
 import { digestKey, endOf, type Fold, type Generation } from "./fold.ts";
+import type { RecentAnswers } from "./recent-answers.ts";
 import type { Fact, Recorder } from "./recorder.ts";
 import type { UnknownAttempts } from "./unknown-attempts.ts";
 
@@ -32,6 +33,7 @@ export interface Verifier {
   readonly tokensEnd: () => Promise<readonly AtLeast[]>;
   /** Waits at most so many ms until this replica is live. */
   readonly liveWithin: (waitMs: number) => Promise<boolean>;
+  readonly recentAnswers: RecentAnswers;
   readonly recorder: Recorder;
   readonly facts: Facts;
   readonly unknownAttempts: UnknownAttempts;
@@ -194,11 +196,12 @@ const answer = (verifier: Verifier, { decision, useId }: Pending, ctx: CallConte
 };
 
 const allowed = (
-  { feed }: Verifier,
+  { feed, recentAnswers }: Verifier,
   generation: Generation,
   named: { readonly useId: string; readonly tokenId: string; readonly subject: string },
 ): Response => {
   const { token, number, notBeforeMs } = generation;
+  recentAnswers.allowed(token.id, token.ancestors);
   const expiresAt = timestampFromMs(endOf(generation));
   const grant = token.grant?.value;
   const base: Response = { ...named, allowed: true, reason: Reason.OK, expiresAt };

@@ -1,3 +1,4 @@
+import { unwatchedHoldMs } from "@curfew/token-format/answer-life.ts";
 import { describe, expect, it } from "vitest";
 import {
   type Acknowledgement,
@@ -16,12 +17,13 @@ const committedMs = 1_000_000;
 
 const lease = (over: Partial<Lease> = {}): Lease => ({
   instance: "v-1",
-  name: "service/verifier",
+  name: "workload/shop",
   sinceMs: committedMs - 60_000,
   previousEndMs: 0,
   untilMs: committedMs + 3_000,
   goodbye: false,
   clockOffsetMs: 2,
+  reportsUses: true,
   ...over,
 });
 const at = (receivedAtMs: number): Acknowledgement => ({ receivedAtMs, clockOffsetMs: 4 });
@@ -58,9 +60,9 @@ describe("the effective time", () => {
     expect(proof(leases, receipts, committedMs + 551)).toEqual({
       effectiveAtMs: committedMs + 550,
       instances: [
-        { instance: "v-1", name: "service/verifier", clockOffsetMs: 4, acknowledgedAtMs: committedMs + 5 },
-        { instance: "v-2", name: "service/verifier", clockOffsetMs: 4, acknowledgedAtMs: committedMs + 9 },
-        { instance: "sdk-1", name: "service/verifier", clockOffsetMs: 2, leaseEndedAtMs: committedMs + 550 },
+        { instance: "v-1", name: "workload/shop", clockOffsetMs: 4, acknowledgedAtMs: committedMs + 5 },
+        { instance: "v-2", name: "workload/shop", clockOffsetMs: 4, acknowledgedAtMs: committedMs + 9 },
+        { instance: "sdk-1", name: "workload/shop", clockOffsetMs: 2, leaseEndedAtMs: committedMs + 550 },
       ],
     });
   });
@@ -69,6 +71,19 @@ describe("the effective time", () => {
     const gone = lease({ goodbye: true, untilMs: committedMs + 7 });
     expect(surelyEndedMs(gone, leaseMs)).toBe(committedMs + 7);
     expect(proof([gone]).effectiveAtMs).toBe(committedMs + 7);
+  });
+
+  it("is later for what a verifier may have answered last, where it vanished, left or ended before; not where it acknowledged", () => {
+    const held = (over: Partial<Lease>) => lease({ reportsUses: false, ...over });
+    const endMs = committedMs + 3_000 + marginMs + unwatchedHoldMs;
+    expect(proof([held({})], {}, endMs - 1).effectiveAtMs).toBeUndefined();
+    expect(proof([held({})], {}, endMs).effectiveAtMs).toBe(endMs);
+    const gone = held({ goodbye: true, untilMs: committedMs + 7 });
+    expect(proof([gone], {}, endMs).effectiveAtMs).toBe(committedMs + 7 + unwatchedHoldMs);
+    const before = (agoMs: number) => held({ untilMs: committedMs - marginMs - agoMs });
+    expect(proof([before(unwatchedHoldMs)])).toEqual({ instances: [], effectiveAtMs: committedMs });
+    expect(proof([before(1)], {}, endMs).effectiveAtMs).toBe(committedMs + unwatchedHoldMs - 1);
+    expect(proof([held({})], { "v-1": at(committedMs + 5) }).effectiveAtMs).toBe(committedMs + 5);
   });
 
   it("counts a lease that began soon after the commit was dated: the commit may have been written after it", () => {

@@ -1,3 +1,5 @@
+import { unwatchedHoldMs } from "@curfew/token-format/answer-life.ts";
+
 /**
  * When a revocation took effect (design "Proof of revocation"), from facts alone: the leases that stood when it was committed, the
  * receipts of acknowledgements, and the ends of leases. Everything is read on revocation's clock; nothing is estimated. Pure.
@@ -16,6 +18,8 @@ export type Lease = {
   /** The instance said that it answers nothing any more, at `untilMs`. */
   readonly goodbye: boolean;
   readonly clockOffsetMs: number;
+  /** An SDK, on whose decisions nobody acts but itself. A verifier's answers may be on their way when its lease ends. */
+  readonly reportsUses: boolean;
 };
 
 /** A lease as somebody who reads the rows knows it. */
@@ -94,8 +98,10 @@ const factOf = (lease: SeenLease, revocation: Committed, read: Reading, leaseMs:
   const { instance, name } = lease;
   const { committedMs, sinceMs } = revocation;
   const beganAfter = lease.sinceMs > committedMs + uncertainCommitMs;
-  const heldUntilMs = beganAfter ? lease.previousEndMs : surelyEndedMs(lease, leaseMs);
-  const provenMs = beganAfter ? Number.NEGATIVE_INFINITY : lease.provenEndMs;
+  // An acknowledgement needs nothing added: a verifier sends it when nobody may act on its answers any more.
+  const holdMs = lease.reportsUses ? 0 : unwatchedHoldMs;
+  const heldUntilMs = (beganAfter ? lease.previousEndMs : surelyEndedMs(lease, leaseMs)) + holdMs;
+  const provenMs = beganAfter ? Number.NEGATIVE_INFINITY : lease.provenEndMs + holdMs;
   const isProven = provenMs <= read.monotonicMs;
   if (isProven && provenMs <= sinceMs && heldUntilMs <= committedMs) return undefined;
   const acknowledgement = revocation.acknowledgements.get(instance);

@@ -284,7 +284,8 @@ export type RevocationEffective = Message<"curfew.events.v1.RevocationEffective"
   revocationEventId: string;
 
   /**
-   * No allowed answer was given after this, by the clock of revocation: the latest of commit, receipts and lease ends.
+   * No allowed answer was given after this, by the clock of revocation: the latest of commit, receipts and lease ends,
+   * these with the 250 ms that a verifier's last answer may be acted on.
    *
    * @generated from field: google.protobuf.Timestamp effective_at = 3;
    */
@@ -362,7 +363,8 @@ export const LapsedInstanceSchema: GenMessage<LapsedInstance> = /*@__PURE__*/
   messageDesc(file_curfew_events_v1_revocations, 6);
 
 /**
- * An SDK instance ended without saying that all its uses were reported: uses in this time may be missing from the log.
+ * An SDK instance ended without saying that all its uses were reported, or lives and is late with it: uses in this time may be missing
+ * from the log. Of one that lives it is told again, for the time since, whenever it has doubled.
  *
  * @generated from message curfew.events.v1.UseReportingGap
  */
@@ -389,7 +391,7 @@ export type UseReportingGap = Message<"curfew.events.v1.UseReportingGap"> & {
   from?: Timestamp | undefined;
 
   /**
-   * End of its lease.
+   * End of its lease; while it lives, its last renewal.
    *
    * @generated from field: google.protobuf.Timestamp to = 4;
    */

@@ -570,7 +570,8 @@ export const ReportUsesResponseSchema: GenMessage<ReportUsesResponse> = /*@__PUR
  */
 export const VerifierService: GenService<{
   /**
-   * Decides one use; it is durable on the log before the answer.
+   * Decides one use; it is durable on the log before the answer. A revocation's effective time holds for accesses that begin within
+   * 250 ms of sending the request: ask again after that. An SDK that watches revocations itself is not bound by it.
    *
    * @generated from rpc curfew.verifier.v1.VerifierService.VerifyToken
    */
