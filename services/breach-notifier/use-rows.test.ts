@@ -1,6 +1,7 @@
 import { create } from "@bufbuild/protobuf";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { Reason, UseDecidedSchema } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import type { CollectionOptions, Doc, DocumentStore } from "@curfew/document-store/port.ts";
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
 import { encodeEvent, type ReadEvent, readEvent } from "@curfew/event-log/envelope.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
@@ -48,6 +49,33 @@ describe("uses as rows", () => {
     // Another replica reads the same from the same rows.
     const other = await openUseRows(store);
     expect((await other.read("tok_a", [at(3, 4)])).uses).toHaveLength(2);
+    await store.close();
+  });
+
+  it("are read once for all who wait, so that a slow database has no queue", async () => {
+    const store = await stored();
+    let finds = 0;
+    // A collection is an instance of a class: what is not counted goes to it as it is.
+    const counting: DocumentStore = Object.assign(Object.create(store), {
+      collection: async <D extends Doc>(name: string, options?: CollectionOptions) => {
+        const inner = await store.collection<D>(name, options);
+        const find: typeof inner.find = (query) => {
+          finds += 1;
+          return inner.find(query);
+        };
+        return new Proxy(inner, {
+          get: (target, key) => (key === "find" ? find : Reflect.get(target, key).bind(target)),
+        });
+      },
+    });
+    const rows = await openUseRows(counting);
+    for (let offset = 0; offset < 40; offset += 1) rows.add(event("tok_a", `u${offset}`, 0, offset));
+    await rows.commit([at(0, 40)]);
+    const reads = await Promise.all(
+      Array.from({ length: 50 }, (_, i) => rows.read("tok_a", [at(0, i === 0 ? 10 : 40)])),
+    );
+    expect(reads.map(({ uses }) => uses.length)).toEqual([10, ...Array.from({ length: 49 }, () => 40)]);
+    expect(finds).toBe(2);
     await store.close();
   });
 

@@ -88,6 +88,16 @@ export const openUseRows = async (store: DocumentStore, o: { maxFacts?: number }
   return new StoredUses(rows, positions, o.maxFacts ?? maxFacts);
 };
 
+/** The farther of both for each partition of the topic of uses. */
+const farthest = (wanted: Map<number, Position>, positions: readonly Position[]): Map<number, Position> => {
+  for (const position of positions) {
+    if (position.topic !== topicNames.uses) continue;
+    const known = wanted.get(position.partition);
+    if (!known || known.offset < position.offset) wanted.set(position.partition, position);
+  }
+  return wanted;
+};
+
 interface Cached {
   readonly uses: TokenUses;
   readonly next: Map<number, bigint>;
@@ -100,8 +110,11 @@ class StoredUses implements UseRows {
   readonly #maxFacts: number;
   /** Not written yet; a commit that failed leaves them here. */
   readonly #batch = new Map<string, UseRow>();
-  /** Least recently used first. Reads of one token go one after another. */
+  /** Least recently used first. */
   readonly #cache = new Map<string, Promise<Cached>>();
+  /** Reads of one token go one after another, and all that wait meanwhile share the next: on a slow database no queue grows. */
+  readonly #running = new Map<string, Promise<UsesRead>>();
+  readonly #queued = new Map<string, { readonly folded: Map<number, Position>; readonly read: Promise<UsesRead> }>();
   readonly #stored = new Map<number, bigint>();
   #insertsSincePruned = 0;
 
@@ -154,6 +167,33 @@ class StoredUses implements UseRows {
   }
 
   async read(tokenId: string, folded: readonly Position[]): Promise<UsesRead> {
+    const queued = this.#queued.get(tokenId);
+    if (queued) {
+      farthest(queued.folded, folded);
+      return await queued.read;
+    }
+    const running = this.#running.get(tokenId);
+    if (!running) return await this.#begin(tokenId, folded);
+    const wanted = farthest(new Map(), folded);
+    const read = running
+      .catch(() => undefined) // its own callers hear of it
+      .then(() => {
+        this.#queued.delete(tokenId);
+        return this.#begin(tokenId, [...wanted.values()]);
+      });
+    this.#queued.set(tokenId, { folded: wanted, read });
+    return await read;
+  }
+
+  #begin(tokenId: string, folded: readonly Position[]): Promise<UsesRead> {
+    const read = this.#readNow(tokenId, folded).finally(() => {
+      if (this.#running.get(tokenId) === read) this.#running.delete(tokenId);
+    });
+    this.#running.set(tokenId, read);
+    return read;
+  }
+
+  async #readNow(tokenId: string, folded: readonly Position[]): Promise<UsesRead> {
     const before = this.#cache.get(tokenId);
     const reading = this.#extend(tokenId, before, folded);
     this.#cache.delete(tokenId);
