@@ -56,7 +56,7 @@ const batchUses = 256;
 const batchBytes = 512 * 1024;
 /** Half of the second that a report may be late: the other half is the report's own. */
 const flushAfterMs = 500;
-const maxInFlight = 8;
+const maxInFlight = 4;
 const callDeadlineMs = 10_000;
 const retryBaseMs = 100;
 const retryCapMs = 2_000;

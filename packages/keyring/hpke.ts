@@ -70,9 +70,16 @@ export const privateKeyFromRaw = (raw: Uint8Array): KeyObject => {
   return createPrivateKey({ key: Buffer.concat([pkcs8Prefix, raw]), format: "der", type: "pkcs8" });
 };
 
+/** By the array that holds it: whoever seals to the same holder again and again, as an issuer does, has the key read once. */
+const publicKeys = new WeakMap<Uint8Array, KeyObject>();
+
 const publicKeyFromRaw = (raw: Uint8Array): KeyObject => {
   if (raw.length !== keyBytes) throw new InvalidKey("an X25519 public key has 32 bytes");
-  return createPublicKey({ key: Buffer.concat([spkiPrefix, raw]), format: "der", type: "spki" });
+  const known = publicKeys.get(raw);
+  if (known) return known;
+  const key = createPublicKey({ key: Buffer.concat([spkiPrefix, raw]), format: "der", type: "spki" });
+  publicKeys.set(raw, key);
+  return key;
 };
 
 /** The 32 bytes of the public key that belongs to a private one. */
