@@ -59,7 +59,7 @@ interface Answer {
 /** Starts `file` (beside this one) with its settings as the only argument; resolves when it is ready. */
 export const openChild = async (file: string, settings: object): Promise<Child> => {
   const child: ChildProcess = fork(fileURLToPath(new URL(file, import.meta.url)), [JSON.stringify(settings)], {
-    execArgv: ["--disable-warning=ExperimentalWarning"],
+    execArgv: process.execArgv,
     stdio: ["ignore", "inherit", "inherit", "ipc"],
   });
   const waiting = new Map<number, PromiseWithResolvers<never>>();

@@ -1,6 +1,7 @@
 import { openLocalVerifier } from "@curfew/client/local-verifier.ts";
 import { type Child, openChild } from "./child.ts";
 import { exponent, type Figure, micros, ofRounds, perSecond } from "./figures.ts";
+import { watchOthers } from "./machine.ts";
 import { access } from "./use.ts";
 
 /** Decisions of one SDK from its cache, every use and what it touched flushed to a durable bus: load and SDK in this process. */
@@ -30,6 +31,7 @@ const run = async (seconds: number, server: Child) => {
   const firstDecisions = decisions;
   const rates: number[] = [];
   await server.cpu();
+  const others = watchOthers();
   const startCpu = process.cpuUsage();
   const startMs = performance.now();
   const untilMs = startMs + seconds * 1_000;
@@ -47,6 +49,7 @@ const run = async (seconds: number, server: Child) => {
   const ms = performance.now() - startMs;
   const { user, system } = process.cpuUsage(startCpu);
   const serverCpu = await server.cpu();
+  const quiet = others((user + system) / 1000 + serverCpu.all);
   const reported = await verifier.close();
   const uses = await server.uses();
   const perRound = rates.map((count, i) => ((count - (rates[i - 1] ?? firstDecisions)) / roundMs) * 1_000);
@@ -57,6 +60,7 @@ const run = async (seconds: number, server: Child) => {
     notes: [
       `decisions ${decisions}, durable facts ${uses} (a decision and a completion each): ${uses === decisions * factsPerAccess ? "equal" : "NOT EQUAL"}; everything reported: ${reported}`,
       `SDK with its load: ${micros((user + system) / during)} a decision; verifier: ${micros((serverCpu.main * 1000) / during)} of its thread, ${micros((serverCpu.all * 1000) / during)} of all threads`,
+      quiet,
     ],
   };
 };

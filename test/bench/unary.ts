@@ -10,6 +10,7 @@ import { systemClock } from "@curfew/runtime/clock.ts";
 import type { Client } from "@grpc/grpc-js";
 import { type Child, type CpuMs, openChild } from "./child.ts";
 import { type Figure, micros, ofRounds, perSecond, ratio } from "./figures.ts";
+import { watchOthers } from "./machine.ts";
 import { use } from "./use.ts";
 
 /** VerifyToken, its use durable before the answer, beside a raw echo of the same bytes: the same load process, in turn. */
@@ -93,11 +94,15 @@ export const unary = async ({ quick }: { readonly quick: boolean }): Promise<Fig
     const ms = quick ? 1_500 : 4_000;
     for (const side of sides) await load(side, requests, quick ? 2_000 : 4_000);
     for (const { child } of sides) await child.cpu();
+    const others = watchOthers();
+    const ownCpu = process.cpuUsage();
     const rates: [number[], number[]] = [[], []];
     for (let round = 0; round < (quick ? 5 : 9); round += 1)
       for (const [i, side] of sides.entries()) rates[i as 0 | 1].push(await load(side, requests, ms));
     const [echoed, verified] = rates;
     const cpu = await Promise.all(sides.map(({ child }) => child.cpu()));
+    const { user, system } = process.cpuUsage(ownCpu);
+    const quiet = others((user + system) / 1000 + cpu.reduce((sum, { all }) => sum + all, 0));
     const [answered, uses] = [durable, await server.uses()];
     const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0);
     const file = process.env.CURFEW_BENCH_PROFILE;
@@ -118,6 +123,7 @@ export const unary = async ({ quick }: { readonly quick: boolean }): Promise<Fig
             `answers ${answered}, durable uses ${uses}: ${answered === uses ? "equal" : "NOT EQUAL"}; ${tokens} tokens`,
             `echo: ${cost(cpu[0] as CpuMs, mean(echoed), ms)}`,
             `verifier: ${cost(cpu[1] as CpuMs, mean(verified), ms)}`,
+            quiet,
             "One caller at a time is bound by the wake-up between processes, not by this.",
           ],
         },
