@@ -64,7 +64,7 @@ describe("uses as rows", () => {
           return inner.find(query);
         };
         return new Proxy(inner, {
-          get: (target, key) => (key === "find" ? find : Reflect.get(target, key).bind(target)),
+          get: (target, key) => (key === "find" ? find : Reflect.get(target, key)?.bind(target)),
         });
       },
     });
