@@ -90,7 +90,8 @@ const commonSpec = (service: string) =>
     listen: address({ about: "host:port to listen on", anyPort: true }),
     advertiseHost: optional(
       string({
-        about: "host under which fellow replicas reach this one; default: that of listen, or this machine's name where that is every address",
+        about:
+          "host under which fellow replicas reach this one; default: that of listen, or this machine's name where that is every address",
         pattern: /^[A-Za-z0-9.:[\]-]{1,253}$/,
       }),
     ),
