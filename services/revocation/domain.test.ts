@@ -87,6 +87,7 @@ const effective = create(RevocationEffectiveSchema, {
   largestClockOffset: { seconds: 0n, nanos: 7_000_000 },
   lapsedInstances: [{ instance: "sdk-1", name: "workload/shop", leaseEndedAt: timestampFromMs(nowMs + 40) }],
 });
+const leakReported = "curfew.events.v1.LeakReported";
 const given = specFor(revocation);
 
 describe("the end of a token", () => {
@@ -123,10 +124,22 @@ describe("the end of a token", () => {
     given([reported(true), leaked])
       .when(report())
       .then([]);
-    const second = report({ request: { key: "dd", hash: "02" } });
-    given([reported(true), leaked])
-      .when(second)
-      .thenEvents((events) => expect(events.map((e) => e.$typeName)).toEqual(["curfew.events.v1.LeakReported"]));
+    const second = { request: { key: "dd", hash: "02" } };
+    const isRecorded = (over: object, count = 1) =>
+      given([reported(true), leaked])
+        .when(report({ ...second, ...over }))
+        .thenEvents((events) => expect(events.map((e) => e.$typeName)).toEqual(Array(count).fill(leakReported)));
+    isRecorded({ by: "spiffe://test.example/person/dora" });
+    isRecorded({ generation: 2 });
+    isRecorded({ sighting: create(LeakSightingSchema, { ...sighting, kind: "paste" }) });
+    isRecorded({ sighting: create(LeakSightingSchema, { ...sighting, exposedSince: timestampFromMs(nowMs - 1_000) }) });
+    isRecorded({}, 0);
+  });
+
+  it("follows a report of a live generation though that place is on record", () => {
+    given([reported(false)])
+      .when(report({ request: { key: "dd", hash: "02" } }))
+      .thenEvents((events) => expect(events).toHaveLength(2));
   });
 
   it("answers a repeated report as the first time", () => {

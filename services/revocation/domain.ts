@@ -1,3 +1,4 @@
+import { hash } from "node:crypto";
 import { create } from "@bufbuild/protobuf";
 import { durationFromMs, type Timestamp, timestampFromMs, timestampMs } from "@bufbuild/protobuf/wkt";
 import {
@@ -28,16 +29,28 @@ export interface PastRequest {
   readonly wasLive: boolean;
 }
 
-interface Revoked {
-  readonly reason: RevocationReason;
-  readonly revokedAtMs: number;
+/** A sighting on record: the same one again, by the same reporter, tells nothing new. */
+interface PastLeak {
+  /** Of generation, reporter and place. */
+  readonly key: string;
+  /** Infinity: not known. */
+  readonly exposedSinceMs: number;
+}
+
+interface Past {
   /** Last ones, oldest first. */
   readonly requests: readonly PastRequest[];
+  readonly leaks: readonly PastLeak[];
+}
+
+interface Revoked extends Past {
+  readonly reason: RevocationReason;
+  readonly revokedAtMs: number;
 }
 
 export type RevocationState =
   /** Not revoked, as far as this stream knows: leaks of dead generations may have been reported. */
-  | { readonly status: "standing"; readonly requests: readonly PastRequest[] }
+  | ({ readonly status: "standing" } & Past)
   | ({ readonly status: "revoked" } & Revoked)
   | ({ readonly status: "effective"; readonly effectiveAtMs: number } & Revoked);
 
@@ -69,6 +82,8 @@ export type RevocationCommand =
   | { readonly type: "Identify"; readonly tokenId: string; readonly generation: number; readonly by: string }
   | ({ readonly type: "TakeEffect"; readonly tokenId: string; readonly revocationEventId: string } & EffectiveTime);
 
+type ReportLeak = Extract<RevocationCommand, { type: "ReportLeak" }>;
+
 export type RejectionCode =
   | "REQUEST_ID_REUSED"
   | "SIGHTING_INVALID"
@@ -77,6 +92,7 @@ export type RejectionCode =
   | "NOT_REVOKED";
 
 const maxRequests = 100;
+const maxLeaks = 100;
 const sightingKinds = ["git", "file", "chat", "paste", "web", "other"];
 const maxLocationLength = 2_048;
 /** The reporter's clock may be ahead by this much. */
@@ -130,15 +146,34 @@ const revoke = (state: RevocationState, command: Extract<RevocationCommand, { ty
   return state.status === "standing" ? [revoked(command, command.reason, command.request)] : [];
 };
 
+const exposedSinceMs = ({ exposedSince }: LeakSighting): number =>
+  exposedSince ? timestampMs(exposedSince) : Number.POSITIVE_INFINITY;
+
+/** A hash: a place may be 2,048 characters, and a hundred of them are kept for each token. */
+const leakKey = (generation: number, by: string, { kind, location }: LeakSighting): string =>
+  hash("sha256", JSON.stringify([generation, by, kind, location]), "base64");
+
+/** Whether `leak` is the report of this sighting by this reporter that is on record. */
+export const isSameLeak = (
+  leak: LeakReported,
+  { generation, by, sighting }: { readonly generation: number; readonly by: string; readonly sighting: LeakSighting },
+): boolean =>
+  leak.sighting !== undefined &&
+  leakKey(leak.generation, leak.reportedBy?.spiffeId ?? "", leak.sighting) === leakKey(generation, by, sighting);
+
+/** Of a generation that is dead, the same sighting is recorded once, unless it is known to be older by now: writing has a bound. */
+const isOnRecord = ({ leaks }: RevocationState, { generation, by, sighting }: ReportLeak): boolean => {
+  const key = leakKey(generation, by, sighting);
+  return leaks.some((leak) => leak.key === key && leak.exposedSinceMs <= exposedSinceMs(sighting));
+};
+
 /** Every report is recorded; one of a live generation also ends the token, in the same commit. */
-const reportLeak = (
-  state: RevocationState,
-  command: Extract<RevocationCommand, { type: "ReportLeak" }>,
-): RevocationEvent[] => {
+const reportLeak = (state: RevocationState, command: ReportLeak): RevocationEvent[] => {
   if (pastRequest(state, command.request)) return [];
   const { tokenId, generation, sighting, by, nowMs, request } = command;
   checkSighting(sighting, nowMs);
   const generationLive = command.generationLive && state.status === "standing";
+  if (!generationLive && isOnRecord(state, command)) return [];
   const reported = create(LeakReportedSchema, {
     tokenId,
     generation,
@@ -208,11 +243,16 @@ const evolve = (state: RevocationState, event: RevocationEvent): RevocationState
     case "curfew.events.v1.TokenRevoked": {
       const requests = remembering(state, event, { generation: 0, wasLive: true });
       if (state.status !== "standing") return { ...state, requests };
-      return { status: "revoked", reason: event.reason, revokedAtMs: msOf(event.revokedAt), requests };
+      const { leaks } = state;
+      return { status: "revoked", reason: event.reason, revokedAtMs: msOf(event.revokedAt), requests, leaks };
     }
     case "curfew.events.v1.LeakReported": {
       const { generation, generationLive: wasLive } = event;
-      return { ...state, requests: remembering(state, event, { generation, wasLive }) };
+      const requests = remembering(state, event, { generation, wasLive });
+      if (!event.sighting) return { ...state, requests };
+      const key = leakKey(generation, event.reportedBy?.spiffeId ?? "", event.sighting);
+      const leak = { key, exposedSinceMs: exposedSinceMs(event.sighting) };
+      return { ...state, requests, leaks: [...state.leaks, leak].slice(-maxLeaks) };
     }
     case "curfew.events.v1.SecretIdentified":
       return state;
@@ -224,7 +264,7 @@ const evolve = (state: RevocationState, event: RevocationEvent): RevocationState
 };
 
 export const revocation: Decider<RevocationState, RevocationCommand, RevocationEvent> = {
-  initial: { status: "standing", requests: [] },
+  initial: { status: "standing", requests: [], leaks: [] },
   decide,
   evolve,
 };

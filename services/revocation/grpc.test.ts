@@ -1,5 +1,5 @@
 import { isMessage } from "@bufbuild/protobuf";
-import { timestampMs } from "@bufbuild/protobuf/wkt";
+import { timestampFromMs, timestampMs } from "@bufbuild/protobuf/wkt";
 import {
   LeakReportedSchema,
   RevocationReason,
@@ -161,7 +161,21 @@ describe("ReportLeak", () => {
     expect(await types()).toEqual(["leak.reported", "token.revoked"]);
     expect((await events())[1]?.message).toMatchObject({ tokenId, reason: RevocationReason.LEAKED });
     expect(await sam.reportLeak(request)).toMatchObject({ tokenId, generation: 1, wasLive: true, published: true });
-    expect(await sam.reportLeak(report(sha256))).toMatchObject({ tokenId, wasLive: false });
+    const elsewhere = { ...report(sha256), sighting: { ...sighting, location: "https://paste.example/7" } };
+    expect(await sam.reportLeak(elsewhere)).toMatchObject({ tokenId, wasLive: false });
+    expect(await types()).toEqual(["leak.reported", "token.revoked", "leak.reported"]);
+  });
+
+  it("of a dead generation at the same place by the same reporter is recorded once, and answered as the first", async () => {
+    const sam = await suite.as("person/sam", await suite.start());
+    const { tokenId, sha256 } = await suite.issue();
+    expect(await sam.reportLeak(report(sha256))).toMatchObject({ wasLive: true });
+    const first = { tokenId, generation: 1, wasLive: false, published: true };
+    for (let i = 0; i < 5; i += 1) expect(await sam.reportLeak(report(sha256))).toMatchObject(first);
+    expect(await types()).toEqual(["leak.reported", "token.revoked"]);
+    const known = timestampFromMs(Date.UTC(2026, 0, 1));
+    const older = { ...sighting, exposedSince: known };
+    for (let i = 0; i < 2; i += 1) await sam.reportLeak({ ...report(sha256), sighting: older });
     expect(await types()).toEqual(["leak.reported", "token.revoked", "leak.reported"]);
   });
 
@@ -226,7 +240,7 @@ describe("RevokeBySecret", () => {
     expect(suite.logged.join("")).not.toContain(live.secret);
   });
 
-  it("refuses a caller after a hundred secrets that are not ours, and nobody else; known ones do not count", async () => {
+  it("refuses a caller after a hundred secrets that are not ours, and nobody else; live ones do not count", async () => {
     const service = await suite.start();
     const [billing, reports] = [
       await suite.as("workload/billing", service),
@@ -243,8 +257,20 @@ describe("RevokeBySecret", () => {
       reason: "TOO_MANY_FAILED_LOOKUPS",
       retryDelayMs: expect.any(Number),
     });
-    const known = () => reports.revokeBySecret({ requestId: requestId(), secret });
-    for (let i = 0; i < 3; i += 1) await Promise.all(Array.from({ length: 40 }, known));
+    const live = () => Promise.all(Array.from({ length: 40 }, () => suite.issue()));
+    const presented = (token: { secret: string }) =>
+      reports.revokeBySecret({ requestId: requestId(), secret: token.secret });
+    for (let i = 0; i < 3; i += 1) await Promise.all((await live()).map(presented));
+  });
+
+  it("counts dead secrets as those that are not ours, and records each once", async () => {
+    const billing = await suite.as("workload/billing", await suite.start());
+    const [revoked, expired] = [await suite.issue(), await suite.issue(0)];
+    const call = (secret: string) => billing.revokeBySecret({ requestId: requestId(), secret });
+    await call(revoked.secret);
+    await Promise.all(Array.from({ length: 50 }, () => [call(revoked.secret), call(expired.secret)]).flat());
+    expect(await failureOf(call(expired.secret))).toMatchObject({ reason: "TOO_MANY_FAILED_LOOKUPS" });
+    await eventually(async () => expect((await types()).toSorted()).toEqual(["leak.reported", "token.revoked"]));
   });
 
   it("ends the token during an outage of the bus, and answers as for an unknown secret", async () => {

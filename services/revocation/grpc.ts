@@ -1,6 +1,7 @@
 import { create } from "@bufbuild/protobuf";
 import { durationFromMs, type Timestamp, timestampFromMs, timestampMs } from "@bufbuild/protobuf/wkt";
 import {
+  type LeakReported,
   LeakReportedSchema,
   type LeakSighting,
   LeakSightingSchema,
@@ -32,7 +33,7 @@ import type { CallContext, Handlers } from "@curfew/rpc/service-definition.ts";
 import { secretHash } from "@curfew/token-format/digest.ts";
 import { parseTokenId } from "@curfew/token-format/token-id.ts";
 import type { InstanceFact } from "./domain/effective.ts";
-import type { RejectionCode, RevocationCommand } from "./domain.ts";
+import { isSameLeak, type RejectionCode, type RevocationCommand } from "./domain.ts";
 import { type Found, findEvent, findInStream } from "./find-event.ts";
 import type { Limiter } from "./limiter.ts";
 import { lookUpSecret, readWaitMs } from "./look-up.ts";
@@ -119,16 +120,16 @@ class RevocationCalls {
     const { tokenId, generation } = known;
     const key = requestKeyOf(ctx, request.requestId, ReportLeakRequestSchema, request);
     const commit = await this.#reportLeak(known, sighting, ctx, key);
+    const asked = { generation, by: ctx.caller.uri, sighting };
     const reported = commit
       ? findEvent(commit, LeakReportedSchema)
-      : await findInStream(
-          this.#parts.outbox.streams,
-          streamOf(tokenId),
-          LeakReportedSchema,
-          ({ requestKey }) => requestKey === key.keyHex,
-        );
+      : ((await this.#leakOf(tokenId, ({ requestKey }) => requestKey === key.keyHex)) ??
+        (await this.#leakOf(tokenId, (leak) => isSameLeak(leak, asked))));
     if (!reported) throw new Error(`a leak of ${tokenId} was reported and has no LeakReported`);
-    return { tokenId, generation, wasLive: reported.message.generationLive, ...(await this.#published(reported)) };
+    const { generationLive, requestKey } = reported.message;
+    // On record already, by another request: that one found it live or not, this one did not.
+    const wasLive = generationLive && requestKey === key.keyHex;
+    return { tokenId, generation, wasLive, ...(await this.#published(reported)) };
   }
 
   async revokeBySecret(request: RevokeBySecretRequest, ctx: CallContext) {
@@ -138,16 +139,13 @@ class RevocationCalls {
     // Counted before it is looked up: calls made at the same time must not all pass.
     const attempt = limiter.reserve(uri);
     if (!attempt) {
-      const message = "too many secrets that are not ours; try again later";
+      const message = "too many secrets that are not ours, or ended before; try again later";
       const retryDelayMs = limiter.retryAfterMs(uri);
       throw new RpcError({ status: "RESOURCE_EXHAUSTED", reason: "TOO_MANY_FAILED_LOOKUPS", message, retryDelayMs });
     }
     const answerAtMs = clock.monotonicMs() + bySecretFloorMs;
     const { known, certain } = await lookUpSecret(this.#parts, feed, secretHash(request.secret));
-    if (known) {
-      attempt.release();
-      await this.#endByPossession(known, request, ctx);
-    }
+    if (known && (await this.#endByPossession(known, request, ctx))) attempt.release();
     await clock.sleep(Math.max(0, answerAtMs - clock.monotonicMs()), ctx.signal);
     // The same for a known secret, which is revoked by now: what an outage hides must not show in the answer.
     if (!certain) throw notCaughtUp();
@@ -188,8 +186,11 @@ class RevocationCalls {
     };
   }
 
-  /** A live generation ends the token; a dead one is a leak of that generation and ends nothing. Nobody waits for publication. */
-  async #endByPossession(known: KnownSecret, request: RevokeBySecretRequest, ctx: CallContext): Promise<void> {
+  /**
+   * A live generation ends the token; a dead one is a leak of that generation and ends nothing. Whether it ended the token. Nobody waits
+   * for publication.
+   */
+  async #endByPossession(known: KnownSecret, request: RevokeBySecretRequest, ctx: CallContext): Promise<boolean> {
     const { clock, outbox } = this.#parts;
     const { tokenId, endsAtMs } = known;
     const key = requestKeyOf(ctx, request.requestId, RevokeBySecretRequestSchema, request);
@@ -202,6 +203,7 @@ class RevocationCalls {
     const presented = create(LeakSightingSchema, { kind: "other", location: "presented to RevokeBySecret" });
     const commit = clock.now() < endsAtMs ? await revoke() : await this.#reportLeak(known, presented, ctx, key);
     if (commit) void outbox.relay.published(commit, 0);
+    return commit !== undefined && findEvent(commit, TokenRevokedSchema) !== undefined;
   }
 
   async #reportLeak(known: KnownSecret, sighting: LeakSighting, ctx: CallContext, key: RequestKey) {
@@ -235,6 +237,10 @@ class RevocationCalls {
     if (kept) return kept;
     const found = await findInStream(outbox.streams, streamOf(tokenId), RevocationEffectiveSchema);
     return found && proofOfEvent(found.message);
+  }
+
+  #leakOf(tokenId: string, matches: (leak: LeakReported) => boolean) {
+    return findInStream(this.#parts.outbox.streams, streamOf(tokenId), LeakReportedSchema, matches);
   }
 
   #revocationOf(tokenId: string) {
