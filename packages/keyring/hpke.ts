@@ -82,9 +82,9 @@ const publicKeyFromRaw = (raw: Uint8Array): KeyObject => {
   return key;
 };
 
-/** The 32 bytes of the public key that belongs to a private one. */
+/** The 32 bytes of the public key that belongs to a private one. By way of JWK: OpenSSL takes ten times as long to write DER. */
 export const publicKeyOf = (privateKey: KeyObject): Buffer =>
-  createPublicKey(privateKey).export({ format: "der", type: "spki" }).subarray(spkiPrefix.length);
+  Buffer.from(createPublicKey(privateKey).export({ format: "jwk" }).x ?? "", "base64url");
 
 export interface KeyPair {
   readonly privateKey: KeyObject;
