@@ -77,6 +77,28 @@ describe("RevokeToken", () => {
     expect(await types()).toEqual(["token.revoked"]);
   });
 
+  it("refuses a request id that was used for another token, revoked already or not, at every replica", async () => {
+    const [sam, elsewhere] = [
+      await suite.as("person/sam", await suite.start()),
+      await suite.as("person/sam", await suite.start()),
+    ];
+    const [first, other] = [revokeRequest(newTokenId()), revokeRequest(newTokenId())];
+    await sam.revokeToken(first);
+    await sam.revokeToken(other);
+    for (const tokenId of [newTokenId(), other.tokenId])
+      for (const client of [sam, elsewhere])
+        expect(await failureOf(client.revokeToken({ ...first, tokenId }))).toMatchObject({
+          status: "INVALID_ARGUMENT",
+          reason: "REQUEST_ID_REUSED",
+        });
+    const [known, unused] = [await suite.issue(), await suite.issue()];
+    const report = { requestId: requestId(), secretSha256: known.sha256, sighting };
+    expect(await sam.reportLeak(report)).toMatchObject({ wasLive: true });
+    const again = elsewhere.reportLeak({ ...report, secretSha256: unused.sha256 });
+    expect(await failureOf(again)).toMatchObject({ reason: "REQUEST_ID_REUSED" });
+    expect((await types()).toSorted()).toEqual(["leak.reported", "token.revoked", "token.revoked", "token.revoked"]);
+  });
+
   it("lets racing requests at two replicas end in one revocation", async () => {
     const replicas = [await suite.start(), await suite.start()];
     const clients = await Promise.all(replicas.map((replica) => suite.as("person/sam", replica)));

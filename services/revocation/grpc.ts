@@ -30,6 +30,7 @@ import { past } from "@curfew/projection/progress.ts";
 import { RpcError, type StatusByCode } from "@curfew/rpc/errors.ts";
 import { type RequestKey, requestKeyOf } from "@curfew/rpc/request-key.ts";
 import type { CallContext, Handlers } from "@curfew/rpc/service-definition.ts";
+import type { UsedRequests } from "@curfew/rpc/used-requests.ts";
 import { secretHash } from "@curfew/token-format/digest.ts";
 import { parseTokenId } from "@curfew/token-format/token-id.ts";
 import type { InstanceFact } from "./domain/effective.ts";
@@ -58,6 +59,7 @@ export interface HandlerParts extends WatchParts {
   readonly proofs: Proofs;
   readonly keyring: Keyring;
   readonly limiter: Limiter;
+  readonly usedRequests: UsedRequests;
   readonly bus: Bus;
   /** Undefined until everything that was on the topics at start is applied. */
   readonly feed: () => Feed | undefined;
@@ -106,6 +108,7 @@ class RevocationCalls {
   async revokeToken(request: RevokeTokenRequest, ctx: CallContext) {
     const { tokenId, reason } = request;
     const key = requestKeyOf(ctx, request.requestId, RevokeTokenRequestSchema, request);
+    await this.#parts.usedRequests.claim(key);
     const commit = await this.#handle({ type: "Revoke", reason, ...this.#asked(tokenId, ctx, key) }, ctx);
     const revoked = this.#announced(commit) ?? (await this.#revocationOf(tokenId));
     if (!revoked) throw new Error(`${tokenId} is revoked and has no TokenRevoked`);
@@ -119,6 +122,7 @@ class RevocationCalls {
     if (!known || !sighting) return {};
     const { tokenId, generation } = known;
     const key = requestKeyOf(ctx, request.requestId, ReportLeakRequestSchema, request);
+    await this.#parts.usedRequests.claim(key);
     const commit = await this.#reportLeak(known, sighting, ctx, key);
     const asked = { generation, by: ctx.caller.uri, sighting };
     const reported = commit

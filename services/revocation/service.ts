@@ -16,6 +16,7 @@ import {
   serve,
 } from "@curfew/rpc/replica.ts";
 import { bindService } from "@curfew/rpc/service-definition.ts";
+import { openUsedRequests } from "@curfew/rpc/used-requests.ts";
 import { openAcknowledger } from "./acknowledger.ts";
 import { acknowledgements, reportingGaps } from "./domain/watcher.ts";
 import { revocation } from "./domain.ts";
@@ -45,7 +46,7 @@ class Closed extends Error {
 
 /** What handlers, feed and reactions work on. */
 const openCore = async (parts: ServiceParts, limits: WatchLimits) => {
-  const { store, clock } = parts;
+  const { store, clock, log } = parts;
   const waker = openWaker("revocation", parts);
   const outbox = await openOutbox({
     ...parts,
@@ -64,6 +65,7 @@ const openCore = async (parts: ServiceParts, limits: WatchLimits) => {
     acknowledgements: openAggregates({ streams, decider: acknowledgements, clock }),
     gaps: openAggregates({ streams, decider: reportingGaps, clock }),
     proofs: await openProofs({ store, book, leaseMs: limits.leaseMs }),
+    usedRequests: await openUsedRequests({ store, clock, log }),
     index: new SecretIndex(),
     restoredMs: await restoredAtMs(store),
     pending: new PendingRevocations(),
