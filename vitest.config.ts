@@ -39,8 +39,10 @@ export default defineConfig({
           name: "unit",
           include: ["{packages,services,deploy,test}/**/*.test.ts"],
           exclude: ["test/live/**", "**/node_modules/**"],
-          testTimeout: 30_000,
-          hookTimeout: 30_000,
+          // Bounds for a busy machine, not expectations.
+          testTimeout: 60_000,
+          hookTimeout: 60_000,
+          sequence: { groupOrder: 0 },
         },
       },
       {
@@ -49,7 +51,9 @@ export default defineConfig({
           name: "live",
           include: lacking.length > 0 ? [] : ["test/live/**/*.test.ts"],
           exclude: ["**/node_modules/**"],
+          // After the others and one at a time: real servers on two cores suffer from company.
           fileParallelism: false,
+          sequence: { groupOrder: 1 },
           testTimeout: 180_000,
           hookTimeout: 300_000,
         },
