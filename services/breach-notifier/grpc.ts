@@ -18,6 +18,7 @@ import { past } from "@curfew/projection/progress.ts";
 import { RpcError, type StatusByCode } from "@curfew/rpc/errors.ts";
 import { type RequestKey, requestKeyOf } from "@curfew/rpc/request-key.ts";
 import { type BoundService, bindService, type CallContext } from "@curfew/rpc/service-definition.ts";
+import type { UsedRequests } from "@curfew/rpc/used-requests.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { readClock } from "./article-clock.ts";
 import { degradedOf, wireCase, wireClock } from "./case-view.ts";
@@ -43,6 +44,7 @@ export interface HandlerParts {
   readonly knowledge: Knowledge;
   readonly radii: Radii;
   readonly drafts: Drafts;
+  readonly usedRequests: UsedRequests;
   /** Feeds, once everything that was on their topics at start is applied. */
   readonly feeds: () => readonly Feed[] | undefined;
   /** How many targets are paged. */
@@ -124,6 +126,7 @@ class BreachCalls {
     const { awareAt, reason, evidenceEventIds } = request;
     if (!awareAt) throw new TypeError("the request was validated without aware_at");
     const key = requestKeyOf(ctx, request.requestId, DecideAwarenessRequestSchema, request);
+    await this.#parts.usedRequests.claim(key);
     const command = { type: "DecideAwareness", awareAt, reason, evidenceEventIds } as const;
     const { state, ...answer } = await this.#handle(request.caseId, { ...command, ...this.#asked(ctx, key) }, ctx, key);
     // The clock of this decision, also where it was repeated after another had superseded it.
@@ -136,6 +139,7 @@ class BreachCalls {
     this.#ready();
     const { milestone } = request;
     const key = requestKeyOf(ctx, request.requestId, AcknowledgePageRequestSchema, request);
+    await this.#parts.usedRequests.claim(key);
     const command = { type: "AcknowledgePage", milestone, ...this.#asked(ctx, key) } as const;
     const { published, position } = await this.#handle(request.caseId, command, ctx, key);
     return { published, ...(position && { position }) };
@@ -143,9 +147,10 @@ class BreachCalls {
 
   async draftNotification(request: DraftNotificationRequest, ctx: CallContext) {
     this.#ready();
-    const { drafts } = this.#parts;
+    const { drafts, usedRequests } = this.#parts;
     const key = requestKeyOf(ctx, request.requestId, DraftNotificationRequestSchema, request);
     const state = await this.#load(request.caseId);
+    await usedRequests.claim(key);
     pastRequest(state, { key: key.keyHex, hash: key.requestHash });
     const draft = await drafts.get(state, request.controller, key);
     const { controller } = draft.response;

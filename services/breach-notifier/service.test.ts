@@ -499,7 +499,9 @@ describe("people decide", () => {
     });
     expect(again.clock).toMatchObject({ awareAt: request.awareAt });
     const other = { ...request, awareAt: timestampFromMs(firstMs) };
-    await expect(reasonOf(notifier.dora.decideAwareness(other))).resolves.toBe("INVALID_ARGUMENT REQUEST_ID_REUSED");
+    const elsewhere = { ...request, caseId: caseId.replace(/\d+$/, "99") };
+    for (const reused of [other, elsewhere])
+      await expect(reasonOf(notifier.dora.decideAwareness(reused))).resolves.toBe("INVALID_ARGUMENT REQUEST_ID_REUSED");
     const dana = await notifier.client("person/dana");
     await dana.decideAwareness(request); // another caller's request id is another request
     const found = await caseOf(notifier);

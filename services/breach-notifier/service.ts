@@ -14,6 +14,7 @@ import {
   type ServiceParts,
   serve,
 } from "@curfew/rpc/replica.ts";
+import { openUsedRequests } from "@curfew/rpc/used-requests.ts";
 import { clockOf, degradedOf } from "./case-view.ts";
 import { openChannels } from "./channels/open.ts";
 import type { Channel, PageContent } from "./channels/page.ts";
@@ -137,13 +138,14 @@ export const openBreachNotifier = async (parts: BreachParts): Promise<RunningSer
     feeds: () => (facts && uses ? { facts, uses } : undefined),
   });
   const drafts = await openDrafts({ store, streams, radii, organisation, clock });
+  const usedRequests = await openUsedRequests({ store, clock, log });
   const channels = parts.channels ?? openChannels(paging, parts.trustDomain, clock);
   const targets = [...channels.keys()];
   if (targets.length === 0) log.warn({}, "nobody is paged: no target is configured (paging.targets)");
 
   const server = await serve(parts, [
     breachService({
-      ...{ cases, outbox, knowledge, radii, drafts, clock },
+      ...{ cases, outbox, knowledge, radii, drafts, usedRequests, clock },
       feeds: () => (isReady && facts && uses ? [facts, uses] : undefined),
       targets: targets.length,
     }),

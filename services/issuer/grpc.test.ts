@@ -115,12 +115,17 @@ describe("the same request id", () => {
     expect(rotated).toMatchObject({ token: { generation: 2 }, secretAlreadyShown: false });
     expect(await rotate(5)).toMatchObject({ token: { generation: 2 }, secret: "", secretAlreadyShown: true });
     expect(await failure(rotate(4))).toMatchObject(reused);
+    const { token: other } = await direct(suite.billing);
+    const elsewhere = { requestId: id, tokenId: other?.tokenId ?? "", overlap: minutes(5) };
+    expect(await failure(suite.billing.rotateToken(elsewhere))).toMatchObject(reused);
     expect(await eventsOf("token.rotated")).toHaveLength(1);
 
     const publish = (document: string) => suite.admin.publishPolicy({ requestId: id, policy: "more", document });
     expect(await publish(policyDocument)).toMatchObject({ version: 1 });
     expect(await publish(policyDocument)).toMatchObject({ version: 1, published: true });
     expect(await failure(publish("rules: []"))).toMatchObject(reused);
+    const another = { requestId: id, policy: "another", document: policyDocument };
+    expect(await failure(suite.admin.publishPolicy(another))).toMatchObject(reused);
   });
 });
 

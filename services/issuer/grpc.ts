@@ -17,6 +17,7 @@ import { RpcError, type StatusByCode } from "@curfew/rpc/errors.ts";
 import { type RequestKey, requestKeyOf } from "@curfew/rpc/request-key.ts";
 import type { BoundService, CallContext, Handlers } from "@curfew/rpc/service-definition.ts";
 import { bindService } from "@curfew/rpc/service-definition.ts";
+import type { UsedRequests } from "@curfew/rpc/used-requests.ts";
 import type { Random } from "@curfew/runtime/random.ts";
 import { parseTokenId, tokenIdFrom } from "@curfew/token-format/token-id.ts";
 import { type AnswerParts, invalid, issued, type Known, openPublications, openViews } from "./answers.ts";
@@ -46,6 +47,7 @@ export interface IssuerAggregates {
 export interface IssuerHandlerParts extends AnswerParts {
   readonly aggregates: IssuerAggregates;
   readonly policyBook: PolicyBook;
+  readonly usedRequests: UsedRequests;
   readonly keyring: Keyring;
   readonly random: Random;
   /** Whether the log was read up to where it ended when this replica started. */
@@ -98,7 +100,7 @@ const openTokenAccess = (parts: IssuerHandlerParts) => {
 };
 
 const commandHandlers = (parts: IssuerHandlerParts) => {
-  const { aggregates, policyBook, book, clock } = parts;
+  const { aggregates, policyBook, book, usedRequests, clock } = parts;
   const { load, newSecret, answer } = openTokenAccess(parts);
   return {
     createToken: async (request, ctx) => {
@@ -132,6 +134,7 @@ const commandHandlers = (parts: IssuerHandlerParts) => {
     rotateToken: async (request, ctx) => {
       const { tokenId, generation } = await load(request.tokenId, ctx);
       const key = requestKeyOf(ctx, request.requestId, RotateTokenRequestSchema, request);
+      await usedRequests.claim(key);
       const delivery = request.delivery === Delivery.UNSPECIFIED ? generation.delivery : request.delivery;
       const secret = await newSecret(ctx, delivery);
       const handled = await policyBook.judge((policies) =>
@@ -213,7 +216,7 @@ const queryHandlers = (parts: IssuerHandlerParts) => {
 };
 
 const recordHandlers = (parts: IssuerHandlerParts) => {
-  const { aggregates, keyring, clock, random } = parts;
+  const { aggregates, keyring, usedRequests, clock, random } = parts;
   const publication = openPublications(parts);
   const keyProblem = (error: unknown) =>
     error instanceof InvalidKey ? invalid("INVALID_KEY", "public_key is not a usable X25519 key") : error;
@@ -224,6 +227,7 @@ const recordHandlers = (parts: IssuerHandlerParts) => {
       const parsed = parsePolicy(document);
       if (!parsed.ok) throw invalid("INVALID_POLICY", "the policy has mistakes", parsed.problems);
       const key = requestKeyOf(ctx, request.requestId, PublishPolicyRequestSchema, request);
+      await usedRequests.claim(key);
       const stream = policyStream(policy);
       const command: PublishPolicy = {
         type: "PublishPolicy",

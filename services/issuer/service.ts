@@ -13,6 +13,7 @@ import {
   type ServiceParts,
   serve,
 } from "@curfew/rpc/replica.ts";
+import { openUsedRequests } from "@curfew/rpc/used-requests.ts";
 import { identityDecider, keyDecider, policyDecider } from "./domain/records.ts";
 import { tokenDecider } from "./domain.ts";
 import { issuerService } from "./grpc.ts";
@@ -44,6 +45,7 @@ const openCore = async (parts: IssuerParts) => {
     waker,
     outbox,
     aggregates,
+    usedRequests: await openUsedRequests(parts),
     identities: openAggregates({ streams, decider: identityDecider, clock }),
     policyBook: openPolicyBook({ commits: streams.commits, policies: aggregates.policies }),
     book: openTokenBook(),
