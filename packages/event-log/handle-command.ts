@@ -19,6 +19,9 @@ export interface Handled<State, Event> {
   readonly commit: CommitDoc | undefined;
 }
 
+/** What goes into the commit beside its events. */
+type Attach<Event> = (events: readonly Event[]) => CommitDoc["attached"] | Promise<CommitDoc["attached"]>;
+
 export interface Aggregates<State, Command, Event extends Message> {
   load(stream: string): Promise<State>;
   /**
@@ -33,7 +36,7 @@ export interface Aggregates<State, Command, Event extends Message> {
     options?: {
       signal?: AbortSignal;
       deadlineMs?: number | undefined;
-      attach?: (events: readonly Event[]) => CommitDoc["attached"];
+      attach?: Attach<Event>;
     },
   ): Promise<Handled<State, Event>>;
 }
@@ -104,7 +107,7 @@ export const openAggregates = <State, Command, Event extends Message>(parts: {
     stream: string,
     command: Command,
     uncertain: Written<Event>[],
-    attach?: (events: readonly Event[]) => CommitDoc["attached"],
+    attach?: Attach<Event>,
   ): Promise<Handled<State, Event> | "conflict"> => {
     const folded = await folds.load(stream);
     const written = await writtenUpTo(folded.version, uncertain);
@@ -112,7 +115,7 @@ export const openAggregates = <State, Command, Event extends Message>(parts: {
     const events = decider.decide(folded.state, command);
     if (events.length === 0) return { state: folded.state, events, commit: undefined };
     try {
-      const commit = await streams.append(stream, folded, events, attach?.(events));
+      const commit = await streams.append(stream, folded, events, await attach?.(events));
       return commit ? { state: folds.extend(stream, folded, events).state, events, commit } : "conflict";
     } catch (error) {
       if (error instanceof UncertainAppend) uncertain.push({ commit: error.commit, events });

@@ -6,6 +6,7 @@ import {
   createPublicKey,
   createSecretKey,
   diffieHellman,
+  encapsulate as encapsulateTo,
   type KeyObject,
 } from "node:crypto";
 import { lengthPrefixed } from "@curfew/runtime/length-prefixed.ts";
@@ -104,17 +105,21 @@ export const generateKeyPair = (random: Random): KeyPair => deriveKeyPair(random
 /** Base mode has no pre-shared key. */
 const pskIdHash = labeledExtract(suiteOfHpke, none, "psk_id_hash", none);
 
-/** Both sides' key schedule (§4.1, §5.1): AES key and base nonce. Throws InvalidKey for a public key of low order. */
-const schedule = (mine: KeyObject, theirs: Uint8Array, enc: Uint8Array, recipient: Uint8Array, info: Uint8Array) => {
+/** Both sides' shared secret (§4.1). Throws InvalidKey for a public key of low order. */
+const agree = (mine: KeyObject, theirs: Uint8Array, enc: Uint8Array, recipient: Uint8Array): Buffer => {
   let dh: Buffer;
   try {
     dh = diffieHellman({ privateKey: mine, publicKey: publicKeyFromRaw(theirs) });
   } catch (e) {
-    throw e instanceof InvalidKey ? e : new InvalidKey("the X25519 public key has low order");
+    throw e instanceof InvalidKey ? e : lowOrder();
   }
   const eaePrk = labeledExtract(suiteOfKem, none, "eae_prk", dh);
-  const kemContext = Buffer.concat([enc, recipient]);
-  const shared = labeledExpand(suiteOfKem, eaePrk, "shared_secret", kemContext, 32);
+  return labeledExpand(suiteOfKem, eaePrk, "shared_secret", Buffer.concat([enc, recipient]), 32);
+};
+const lowOrder = () => new InvalidKey("the X25519 public key has low order");
+
+/** Both sides' key schedule (§5.1): AES key and base nonce. */
+const schedule = (shared: Uint8Array, info: Uint8Array) => {
   const context = Buffer.concat([Buffer.from([0]), pskIdHash, labeledExtract(suiteOfHpke, none, "info_hash", info)]);
   const secret = labeledExtract(suiteOfHpke, shared, "secret", none);
   return {
@@ -123,21 +128,40 @@ const schedule = (mine: KeyObject, theirs: Uint8Array, enc: Uint8Array, recipien
   };
 };
 
-/** The sender's side for a given ephemeral pair. `key` and `baseNonce` are exposed for the RFC's vector alone; use `seal`. */
+/** The sender's side for a given ephemeral pair: for the RFC's vector alone; use `encapsulate` and `seal`. */
 export const senderContext = (publicKey: Uint8Array, info: Uint8Array, ephemeral: KeyPair) => ({
   enc: ephemeral.publicKey,
-  ...schedule(ephemeral.privateKey, publicKey, ephemeral.publicKey, publicKey, info),
+  ...schedule(agree(ephemeral.privateKey, publicKey, ephemeral.publicKey, publicKey), info),
 });
 
-/** Seals one message to the holder of `publicKey` (32 bytes). Throws InvalidKey. */
+/** A secret that the holder of a public key can make out of `enc`, for one message. */
+export interface Encapsulated {
+  /** The ephemeral public key, 32 bytes. */
+  readonly enc: Uint8Array;
+  readonly shared: Uint8Array;
+}
+
+/**
+ * The half of a seal that needs nothing of the message, with an ephemeral pair of OpenSSL's own making: nearly all of its time, spent in
+ * libuv's pool. Rejects with InvalidKey.
+ */
+export const encapsulate = async (publicKey: Uint8Array): Promise<Encapsulated> => {
+  const key = publicKeyFromRaw(publicKey);
+  return await new Promise((resolve, reject) => {
+    encapsulateTo(key, (error, { sharedKey: shared, ciphertext: enc } = { sharedKey: none, ciphertext: none }) =>
+      error ? reject(lowOrder()) : resolve({ enc, shared }),
+    );
+  });
+};
+
+/** Seals one message to whoever `encapsulate` was given the key of; another message needs an encapsulation of its own. */
 export const seal = (
-  publicKey: Uint8Array,
+  { enc, shared }: Encapsulated,
   info: Uint8Array,
   plaintext: Uint8Array,
   aad: Uint8Array,
-  random: Random,
 ): Sealed => {
-  const { enc, key, baseNonce } = senderContext(publicKey, info, generateKeyPair(random));
+  const { key, baseNonce } = schedule(shared, info);
   const cipher = createCipheriv("aes-256-gcm", createSecretKey(key), baseNonce).setAAD(aad);
   return { enc, ciphertext: Buffer.concat([cipher.update(plaintext), cipher.final(), cipher.getAuthTag()]) };
 };
@@ -151,7 +175,7 @@ export const open = (
   aad: Uint8Array,
 ): Buffer => {
   try {
-    const { key, baseNonce } = schedule(privateKey, enc, enc, publicKeyOf(privateKey), info);
+    const { key, baseNonce } = schedule(agree(privateKey, enc, enc, publicKeyOf(privateKey)), info);
     const end = ciphertext.length - tagBytes;
     const decipher = createDecipheriv("aes-256-gcm", key, baseNonce, { authTagLength: tagBytes }).setAAD(aad);
     decipher.setAuthTag(ciphertext.subarray(end));

@@ -216,7 +216,7 @@ const queryHandlers = (parts: IssuerHandlerParts) => {
 };
 
 const recordHandlers = (parts: IssuerHandlerParts) => {
-  const { aggregates, keyring, usedRequests, clock, random } = parts;
+  const { aggregates, keyring, usedRequests, clock } = parts;
   const publication = openPublications(parts);
   const keyProblem = (error: unknown) =>
     error instanceof InvalidKey ? invalid("INVALID_KEY", "public_key is not a usable X25519 key") : error;
@@ -246,7 +246,7 @@ const recordHandlers = (parts: IssuerHandlerParts) => {
       const keySha256 = createHash("sha256").update(publicKey).digest();
       if (proof.length === 0) {
         try {
-          return { challenge: { ...sealChallenge(keyring, random, subject, publicKey, clock.now()), keySha256 } };
+          return { challenge: { ...(await sealChallenge(keyring, subject, publicKey, clock.now())), keySha256 } };
         } catch (error) {
           throw keyProblem(error);
         }

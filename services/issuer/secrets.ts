@@ -2,7 +2,7 @@ import { createHmac, timingSafeEqual } from "node:crypto";
 import { create } from "@bufbuild/protobuf";
 import { Delivery, DigestSchema } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import type { CommitDoc } from "@curfew/event-log/streams.ts";
-import { registerKeyInfo, type Sealed, seal, sealInfo } from "@curfew/keyring/hpke.ts";
+import { encapsulate, registerKeyInfo, type Sealed, seal, sealInfo } from "@curfew/keyring/hpke.ts";
 import type { Keyring } from "@curfew/keyring/keyring.ts";
 import { lengthPrefixed } from "@curfew/runtime/length-prefixed.ts";
 import type { Random } from "@curfew/runtime/random.ts";
@@ -19,7 +19,7 @@ export type SealKey = Pick<KeyState, "publicKey" | "keySha256">;
 
 export interface MintedSecret extends NewSecret {
   /** For `handle`: the ciphertext that goes into the commit document beside the event of its generation; none where it is shown. */
-  attach(events: readonly TokenEvent[]): CommitDoc["attached"];
+  attach(events: readonly TokenEvent[]): Promise<CommitDoc["attached"]>;
   /** The secret, if this is the one that the generation has: another's command may have come first. */
   shownFor(generation: CurrentGeneration): string | undefined;
 }
@@ -35,18 +35,21 @@ export const mint = (keyring: Keyring, random: Random, key: SealKey | undefined)
   const secret = mintSecret("s", random);
   const pepper = keyring.peppers().current;
   const value = digest(pepper.key, secretHash(secret));
+  // Begun before anybody knows whether it is needed, so that it is done when the policies are there.
+  const encapsulated = key && encapsulate(key.publicKey);
+  encapsulated?.catch(() => undefined); // whoever attaches sees it
   return {
     digest: create(DigestSchema, { pepperId: pepper.id, value }),
     keySha256: key?.keySha256,
-    attach(events) {
+    async attach(events) {
       const [event] = events;
       const made =
         event?.$typeName === "curfew.events.v1.TokenIssued" || event?.$typeName === "curfew.events.v1.TokenRotated";
       if (!made || event.generation?.delivery !== Delivery.SEALED) return undefined;
-      if (!key) throw new Error("a sealed generation without a key");
+      if (!key || !encapsulated) throw new Error("a sealed generation without a key");
       const { subject, tokenId, generation } = event;
       const info = sealInfo({ subject, tokenId, generation: generation.number, keySha256: key.keySha256 });
-      const { enc, ciphertext } = seal(key.publicKey, info, Buffer.from(secret), Buffer.alloc(0), random);
+      const { enc, ciphertext } = seal(await encapsulated, info, Buffer.from(secret), Buffer.alloc(0));
       return { enc, ciphertext, keySha256: key.keySha256 };
     },
     shownFor: (generation) => {
@@ -66,16 +69,15 @@ const challengeNonce = (keyring: Keyring, subject: string, publicKey: Uint8Array
     .update(lengthPrefixed(subject, publicKey, String(bucket)))
     .digest();
 
-/** A challenge sealed to the key; good for 5 to 10 minutes. Throws InvalidKey. */
-export const sealChallenge = (
+/** A challenge sealed to the key; good for 5 to 10 minutes. Rejects with InvalidKey. */
+export const sealChallenge = async (
   keyring: Keyring,
-  random: Random,
   subject: string,
   publicKey: Uint8Array,
   nowMs: number,
-): Sealed => {
+): Promise<Sealed> => {
   const nonce = challengeNonce(keyring, subject, publicKey, Math.floor(nowMs / challengeMs));
-  return seal(publicKey, registerKeyInfo(subject), nonce, Buffer.alloc(0), random);
+  return seal(await encapsulate(publicKey), registerKeyInfo(subject), nonce, Buffer.alloc(0));
 };
 
 /** Whether `proof` is the nonce of the running or the last five minutes. */
