@@ -96,6 +96,24 @@ describe("handling a command", () => {
     expect(await one.load(stream)).toEqual(await other.load(stream));
   });
 
+  it("of a stream that is most likely new reads nothing, and is decided again on what is there where the guess was wrong", async () => {
+    const reads: string[] = [];
+    const watched = faultyStore(store, ({ kind, method }) => {
+      if (kind === "read") reads.push(method);
+      return undefined;
+    });
+    const guessing = async (command: Parameters<Awaited<ReturnType<typeof replica>>["handle"]>[1]) =>
+      (await replica(watched)).handle(stream, command, { isNew: true });
+    expect(await guessing({ numbers: [1] })).toMatchObject({ state: [1], commit: { version: 1 } });
+    expect(reads).toEqual([]);
+    expect(await guessing({ numbers: [1] })).toEqual({ state: [1], events: [], commit: undefined });
+    expect(await guessing({ numbers: [2] })).toMatchObject({ state: [1, 2], commit: { version: 2 } });
+    // What would be refused or change nothing is not believed on a guess.
+    expect(await guessing({ numbers: [] })).toEqual({ state: [1, 2], events: [], commit: undefined });
+    await expect(guessing({ numbers: [2_000_000] })).rejects.toMatchObject({ code: "TOO_LARGE" });
+    expect((await stored()).numbers).toEqual([1, 2]);
+  });
+
   it("gives up after a bounded number of lost races", async () => {
     const rival = await replica();
     let races = 0;

@@ -1,8 +1,9 @@
 import type { Message } from "@bufbuild/protobuf";
-import type { Decider } from "@curfew/decider/decider.ts";
+import { type Decider, Rejection } from "@curfew/decider/decider.ts";
 import { StoreUnavailable } from "@curfew/document-store/port.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { span, withSpan } from "@curfew/runtime/telemetry.ts";
+import { sharedByKey } from "./shared.ts";
 import { type CommitDoc, type EventStreams, isSameCommit, type StreamEnd, UncertainAppend } from "./streams.ts";
 
 /** Another writer was first too often within the deadline. Nothing was written. */
@@ -28,7 +29,8 @@ export interface Aggregates<State, Command, Event extends Message> {
    * Loads, decides, appends at the expected version; on a conflict loads what is new and decides again, on an outage tries again with a
    * growing pause, both within `signal`. With `deadlineMs` (wall clock) no try is begun that would likely end after it, so that the caller
    * still hears of the outage. A commit whose reply was lost is recognised in the stream by its event ids, so it has one effect.
-   * Throws what `decide` throws, CommandConflict, or StoreUnavailable.
+   * With `isNew` the stream is named by this very request, so that most likely there is none yet: the first try decides on that guess
+   * without loading, and the insert shows whether it was right. Throws what `decide` throws, CommandConflict, or StoreUnavailable.
    */
   handle(
     stream: string,
@@ -37,6 +39,7 @@ export interface Aggregates<State, Command, Event extends Message> {
       signal?: AbortSignal;
       deadlineMs?: number | undefined;
       attach?: Attach<Event>;
+      isNew?: boolean;
     },
   ): Promise<Handled<State, Event>>;
 }
@@ -73,16 +76,17 @@ const openFolds = <State, Event extends Message>(streams: EventStreams, decider:
     return folded;
   };
 
-  const load = async (stream: string): Promise<Folded<State>> => {
-    let folded = cache.get(stream) ?? { version: 0, sequence: 0, state: decider.initial };
+  const none: Folded<State> = { version: 0, sequence: 0, state: decider.initial };
+  const load = sharedByKey(async (stream: string): Promise<Folded<State>> => {
+    let folded = cache.get(stream) ?? none;
     for (;;) {
       const next = await streams.read(stream, folded.version + 1);
       if (!next) return folded;
       folded = extend(stream, folded, next.events as Event[]);
     }
-  };
+  });
 
-  return { extend, load };
+  return { extend, load, none, isKnown: (stream: string) => cache.has(stream) };
 };
 
 export const openAggregates = <State, Command, Event extends Message>(parts: {
@@ -103,16 +107,29 @@ export const openAggregates = <State, Command, Event extends Message>(parts: {
     return undefined;
   };
 
+  /** What is decided where there is no such stream; undefined where that would leave no insert to show that there is none. */
+  const decideOnNone = (stream: string, command: Command): readonly Event[] | undefined => {
+    if (folds.isKnown(stream)) return undefined;
+    try {
+      const events = decider.decide(folds.none.state, command);
+      return events.length > 0 ? events : undefined;
+    } catch (error) {
+      if (error instanceof Rejection) return undefined;
+      throw error;
+    }
+  };
+
   const attempt = async (
     stream: string,
     command: Command,
     uncertain: Written<Event>[],
-    attach?: Attach<Event>,
+    { attach, isNew }: { attach: Attach<Event> | undefined; isNew: boolean },
   ): Promise<Handled<State, Event> | "conflict"> => {
-    const folded = await folds.load(stream);
+    const guessed = isNew ? decideOnNone(stream, command) : undefined;
+    const folded = guessed ? folds.none : await folds.load(stream);
     const written = await writtenUpTo(folded.version, uncertain);
     if (written) return { state: folded.state, ...written };
-    const events = decider.decide(folded.state, command);
+    const events = guessed ?? decider.decide(folded.state, command);
     if (events.length === 0) return { state: folded.state, events, commit: undefined };
     try {
       const commit = await streams.append(stream, folded, events, await attach?.(events));
@@ -126,13 +143,14 @@ export const openAggregates = <State, Command, Event extends Message>(parts: {
   const handle: Aggregates<State, Command, Event>["handle"] = async (
     stream,
     command,
-    { signal, deadlineMs = Number.POSITIVE_INFINITY, attach } = {},
+    { signal, deadlineMs = Number.POSITIVE_INFINITY, attach, isNew = false } = {},
   ) => {
     const uncertain: Written<Event>[] = [];
     for (let conflicts = 0, failures = 0; ; ) {
       const beganMs = clock.now();
       try {
-        const handled = await attempt(stream, command, uncertain, attach);
+        const isFirst = conflicts + failures === 0;
+        const handled = await attempt(stream, command, uncertain, { attach, isNew: isNew && isFirst });
         if (handled !== "conflict") return handled;
         conflicts += 1;
         if (conflicts >= maxConflicts || signal?.aborted)

@@ -53,6 +53,8 @@ const maxQueued = 10_000;
 const maxRemembered = 50_000;
 const defaultWaitMs = 1_000;
 const publishNowMs = 10_000;
+/** The reason why a wait ended: without one each makes an error with its stack. */
+const waited = "waited";
 /** How often the flag of a commit that another replica publishes is looked at. */
 const settledPollMs = 100;
 
@@ -255,7 +257,7 @@ class CommitRelay implements Relay {
       const over = new AbortController();
       const waiters = this.#waiting.get(id) ?? new Set();
       const finish = (offset?: number) => {
-        over.abort();
+        over.abort(waited);
         waiters.delete(finish);
         if (waiters.size === 0 && this.#waiting.get(id) === waiters) this.#waiting.delete(id);
         resolve(offset);

@@ -110,9 +110,12 @@ const commandHandlers = (parts: IssuerHandlerParts) => {
       if (problems.length > 0) throw invalid("INVALID_GRANT", "the grant is not well-formed", problems);
       const key = requestKeyOf(ctx, request.requestId, CreateTokenRequestSchema, request);
       const tokenId = tokenIdFrom(key.key);
-      const secret = await newSecret(ctx, delivery);
-      const handled = await policyBook.judge((policies) =>
-        aggregates.tokens.handle(
+      // Beside the policies.
+      const minting = newSecret(ctx, delivery);
+      minting.catch(() => undefined); // seen below
+      const handled = await policyBook.judge(async (policies) => {
+        const secret = await minting;
+        return await aggregates.tokens.handle(
           tokenStream(tokenId),
           {
             type: "IssueToken",
@@ -126,10 +129,10 @@ const commandHandlers = (parts: IssuerHandlerParts) => {
             request: refOf(key),
             nowMs: clock.now(),
           },
-          { attach: secret.attach },
-        ),
-      );
-      return await answer(handled, secret, refOf(key));
+          { attach: secret.attach, isNew: true },
+        );
+      });
+      return await answer(handled, await minting, refOf(key));
     },
     rotateToken: async (request, ctx) => {
       const { tokenId, generation } = await load(request.tokenId, ctx);

@@ -2,6 +2,7 @@ import type { PolicyPublished } from "@curfew/contracts/gen/curfew/events/v1/tok
 import { Rejection } from "@curfew/decider/decider.ts";
 import type { Collection } from "@curfew/document-store/port.ts";
 import type { Aggregates } from "@curfew/event-log/handle-command.ts";
+import { sharedByKey } from "@curfew/event-log/shared.ts";
 import type { CommitDoc } from "@curfew/event-log/streams.ts";
 import { type PolicyState, type PublishPolicy, policyStream } from "./domain/records.ts";
 import type { RejectionCode } from "./domain/requests.ts";
@@ -16,29 +17,6 @@ export interface PolicyBook {
 const maxPolicies = 1_000;
 const prefix = policyStream("");
 const afterPrefix = `${prefix.slice(0, -1)}0`;
-
-/** Runs of `work` shared by all who ask: each caller gets one that began after it asked, and one runs at a time. */
-const shared = <T>(work: () => Promise<T>): (() => Promise<T>) => {
-  let running: Promise<T> | undefined;
-  let next: Promise<T> | undefined;
-  const start = (): Promise<T> => {
-    const run = work().finally(() => {
-      if (running === run) running = undefined;
-    });
-    running = run;
-    return run;
-  };
-  return () => {
-    if (!running) return start();
-    next ??= running
-      .catch(() => undefined)
-      .then(() => {
-        next = undefined;
-        return start();
-      });
-    return next;
-  };
-};
 
 export const openPolicyBook = (parts: {
   readonly commits: Collection<CommitDoc>;
@@ -59,20 +37,19 @@ export const openPolicyBook = (parts: {
     const states = await Promise.all([...names].map((name) => parts.policies.load(policyStream(name))));
     return states.flatMap(({ inForce }) => inForce ?? []);
   };
-  const known = shared(load);
-  const all = shared(async () => {
-    await discover();
+  const read = sharedByKey(async (which: "known" | "all") => {
+    if (which === "all") await discover();
     return await load();
   });
 
   return {
     async judge(use) {
       try {
-        return await use(await known());
+        return await use(await read("known"));
       } catch (error) {
         const refused: RejectionCode = "POLICY_REFUSED";
         if (!(error instanceof Rejection && error.code === refused)) throw error;
-        return await use(await all());
+        return await use(await read("all"));
       }
     },
   };
