@@ -6,7 +6,7 @@ import { openBreachNotifier } from "@curfew/breach-notifier/service.ts";
 import { openSqliteStore, type SqliteStore } from "@curfew/document-store/sqlite.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { openSqliteBus, type SqliteBus } from "@curfew/event-log/sqlite.ts";
-import { topics } from "@curfew/event-log/topics.ts";
+import { embeddedTopics } from "@curfew/event-log/topics.ts";
 import { openIssuer } from "@curfew/issuer/service.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import { openRevocation } from "@curfew/revocation/service.ts";
@@ -67,7 +67,7 @@ const openDatabases = async (dataDir: string, clock: Clock) => {
     file: join(dataDir, "bus.db"),
     epochs,
     clock,
-    topics: Object.fromEntries(topics.map((topic) => [topic.name, topic.partitions])),
+    topics: embeddedTopics,
   });
   return {
     store,

@@ -162,11 +162,13 @@ it("waits out a full disk: nothing acknowledged is lost, nothing waiting is give
   expect((await epochs.find({ limit: 10 })).map((row) => row._id)).toEqual(["verifier/1/1", "verifier/2/1"]);
 });
 
-it("refuses a file whose topic has another number of partitions", async () => {
+it("a file keeps the partitions that its topic has: keys stay where they are", async () => {
   const file = join(folderOf(), "bus.db");
   const epochs = await epochsIn(":memory:");
   await (await openSqliteBus({ file, epochs, clock, topics: { uses: 3 } })).close();
-  await expect(openSqliteBus({ file, epochs, clock, topics: { uses: 2 } })).rejects.toThrow("3 partitions, not 2");
+  const again = await openSqliteBus({ file, epochs, clock, topics: { uses: 1, tokens: 1 } });
+  expect([await again.ends("uses"), await again.ends("tokens")]).toEqual([[0, 0, 0], [0]]);
+  await again.close();
 });
 
 it("dates records by the clock, never backwards within a partition, also over a restart", async () => {

@@ -28,7 +28,7 @@ import { type Feed, SqliteSubscription } from "./sqlite-subscription.ts";
 export interface SqliteBusSettings {
   readonly epochs: Collection<EpochRow>;
   readonly clock: Clock;
-  /** Partitions of each topic; fixed once the file has it. */
+  /** Partitions of each topic that the file does not have yet: key placement and positions depend on them, so it keeps those it has. */
   readonly topics: Readonly<Record<string, number>>;
 }
 
@@ -95,10 +95,7 @@ const prepare = async (
   }
   const absent: Statement[] = [];
   for (const [topic, count] of Object.entries(topics)) {
-    const found = lanes.get(topic);
-    // Key placement and positions depend on it.
-    if (found && found.length !== count) throw new Error(`topic ${topic} has ${found.length} partitions, not ${count}`);
-    if (found) continue;
+    if (lanes.has(topic)) continue;
     lanes.set(
       topic,
       Array.from({ length: count }, () => ({ end: 0, lastTimestampMs: 0, appending: undefined })),

@@ -27,6 +27,9 @@ export const topics: readonly Topic[] = [
   { name: "curfew.uses.v1", partitions: 12, config },
 ];
 
+/** The same on SQLite, where one process reads and writes: more than one partition would only spread each commit over more pages. */
+export const embeddedTopics: Readonly<Record<string, number>> = Object.fromEntries(topics.map(({ name }) => [name, 1]));
+
 export interface TopicOptions {
   /** Copies of each partition; 3 in production. */
   replicationFactor: number;

@@ -41,6 +41,9 @@ const overheadBytes = 1_200;
 /** How long a caller waits for an open send. */
 export const patienceMs = 2_000;
 const closeMs = 2_000;
+/** What is sent in a turn of the event loop leaves at its end: in pieces, so that the first callers go on while the rest are answered. */
+const answersPerTurn = 16;
+const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 interface Entry {
   readonly caller: Waiter | undefined;
@@ -169,12 +172,15 @@ class Lane {
 
   async #run(): Promise<void> {
     // What is decided in the same turn of the event loop goes out together.
-    await new Promise((resolve) => setImmediate(resolve));
+    await nextTurn();
     for (let batch = this.#take(); batch.length > 0; batch = this.#take()) {
       this.#open = batch;
       try {
         await this.#send(batch);
-        for (const waiting of batch) this.#durable(waiting);
+        for (const [i, waiting] of batch.entries()) {
+          if (i > 0 && i % answersPerTurn === 0) await nextTurn();
+          this.#durable(waiting);
+        }
       } catch (error) {
         // Refused or closed: the callers are told, and an allowed answer was given to none of them.
         if ((error as Error).name !== "BusUnavailable") this.#log.error({ err: error }, "uses were refused by the bus");

@@ -7,7 +7,7 @@ import type { InRecord } from "@curfew/event-log/bus.ts";
 import { type ReadEvent, readEvent } from "@curfew/event-log/envelope.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { openSqliteBus } from "@curfew/event-log/sqlite.ts";
-import { topics } from "@curfew/event-log/topics.ts";
+import { embeddedTopics } from "@curfew/event-log/topics.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import { type Clock, systemClock } from "@curfew/runtime/clock.ts";
 import { openLog } from "@curfew/runtime/log.ts";
@@ -87,7 +87,7 @@ export const openTestSuite = async (
     file: join(dir, "bus.db"),
     epochs: await producers.collection<EpochRow>("epochs"),
     clock: systemClock,
-    topics: Object.fromEntries(topics.map(({ name, partitions }) => [name, partitions])),
+    topics: embeddedTopics,
   });
   const bus = interruptibleBus(innerBus);
   const stores = new Map<string, { inner: SqliteStore; outer: ReturnType<typeof interruptibleStore> }>();
