@@ -1,4 +1,3 @@
-import { isAscii } from "node:buffer";
 import { hash } from "node:crypto";
 import type { InRecord, OutRecord } from "./bus.ts";
 
@@ -31,33 +30,37 @@ export const recordHash = (
   return hashOf([...parts, record.value]);
 };
 
-/** As many characters as bytes. */
-const shortLength = Array.from({ length: 128 }, (_, n) => `\0\0\0${String.fromCharCode(n)}`);
-const short = (text: string): string | undefined => {
-  const length = shortLength[text.length];
-  return length && length + text;
+/** Longer texts, and any that are not ASCII, take the long way. */
+const maxShort = 255;
+
+/** Appends a text and its length to `shared` and answers where it ends; 0: it has to take the long way, like all that come after. */
+const appended = (text: string, start: number): number => {
+  const { length } = text;
+  if (start === 0 || length > maxShort || start + 4 + length > shared.length) return 0;
+  shared[start] = 0;
+  shared[start + 1] = 0;
+  shared[start + 2] = 0;
+  shared[start + 3] = length;
+  let end = start + 4;
+  for (let i = 0; i < length; i += 1) {
+    const code = text.charCodeAt(i);
+    if (code >= 0x80) return 0;
+    shared[end++] = code;
+  }
+  return end;
 };
 
-/** The same of a record that is sent, written in one piece where its texts are ASCII and short, as nearly all are. */
+/** The same of a record that is sent, whose texts are short and ASCII, nearly all: a call into the runtime for each cost twice this. */
 const sentHash = (topic: string, record: OutRecord): string => {
   const { key, partition, headers, value } = record;
-  let joined = "";
-  let isShort = add(topic) && add(String(partition)) && add(key);
-  function add(text: string): boolean {
-    const part = short(text);
-    if (part === undefined) return false;
-    joined += part;
-    return true;
-  }
-  for (const name in headers) isShort &&= add(name) && add(headers[name] as string);
-  const end = joined.length + 4 + value.length;
-  isShort &&= end <= shared.length && !Object.hasOwn(headers, "curfew-sig");
-  if (isShort) shared.write(joined, 0, "latin1");
-  if (!isShort || !isAscii(shared.subarray(0, joined.length)))
+  // Not from 0, which says that it was left.
+  let end = appended(key, appended(String(partition), appended(topic, 1)));
+  for (const name in headers) end = name === "curfew-sig" ? 0 : appended(headers[name] as string, appended(name, end));
+  if (end === 0 || end + 4 + value.length > shared.length)
     return recordHash(topic, { partition, key, value, headers: Object.entries(headers) });
-  shared.writeUInt32BE(value.length, joined.length);
-  shared.set(value, joined.length + 4);
-  return hash("sha256", shared.subarray(0, end), "hex");
+  shared.writeUInt32BE(value.length, end);
+  shared.set(value, end + 4);
+  return hash("sha256", shared.subarray(1, end + 4 + value.length), "hex");
 };
 
 const hashOf = (parts: readonly (string | Uint8Array)[]): string => {

@@ -32,13 +32,13 @@ export const maxSubjectChars = 480;
 const subjectForm = /^[\x21-\x7e]+$/;
 
 /** The exact bytes and headers of an event, made once and never again. Throws for what the bus would refuse: it would never get out. */
-export const encodeEvent = (
-  message: Message,
-  context: EncodeContext,
-  /** Its bytes, where there is a faster way to them. */
-  value: Uint8Array = toBinary(eventTypeOf(message).desc, message),
-): EncodedEvent => {
-  const { desc, type } = eventTypeOf(message);
+export const encodeEvent = (message: Message, context: EncodeContext): EncodedEvent => {
+  const type = eventTypeOf(message);
+  return encodedEvent(type, toBinary(type.desc, message), context);
+};
+
+/** The same where there is a faster way to the bytes. */
+export const encodedEvent = ({ desc, type }: EventType, value: Uint8Array, context: EncodeContext): EncodedEvent => {
   if (value.length === 0) throw new TypeError(`${type} is all defaults: an empty value would be a tombstone`);
   if (value.length > maxEventBytes) throw new RangeError(`${type} takes ${value.length} bytes, over ${maxEventBytes}`);
   if (!subjectForm.test(context.subject) || context.subject.length > maxSubjectChars)

@@ -1,29 +1,37 @@
-import { create, type Message, type MessageInitShape } from "@bufbuild/protobuf";
+import { create, toBinary } from "@bufbuild/protobuf";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import {
   Outcome,
   UnknownAttemptsDeniedSchema,
   UseCompletedSchema,
   UseDecidedSchema,
-  type UseDetails,
-  UseDetailsSchema,
-  type UseSource,
-  UseSourceSchema,
 } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import type { UseRequest } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import type { OutRecord } from "@curfew/event-log/bus.ts";
-import { encodeEvent } from "@curfew/event-log/envelope.ts";
+import { encodedEvent } from "@curfew/event-log/envelope.ts";
+import { type EventType, eventTypeOf } from "@curfew/event-log/event-types.ts";
 import { partitionFor } from "@curfew/event-log/partition.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { type Random, uuidV7 } from "@curfew/runtime/random.ts";
 import { currentTraceparent } from "@curfew/runtime/telemetry.ts";
 import type { Attempts } from "./unknown-attempts.ts";
-import { encodeUseCompleted, encodeUseDecided } from "./use-codec.ts";
+import {
+  encodeUseCompleted,
+  encodeUseDecided,
+  type UseCompletedFields,
+  type UseDecidedFields,
+  type UseDetailsFields,
+  type UseSourceFields,
+} from "./use-codec.ts";
+
+const decidedType = eventTypeOf(create(UseDecidedSchema));
+const completedType = eventTypeOf(create(UseCompletedSchema));
+const attemptsType = eventTypeOf(create(UnknownAttemptsDeniedSchema));
 
 /** The records of curfew.uses.v1. Their ce_id is made of the use's id, so that a report that is repeated repeats the same facts. */
 export interface Facts {
-  decided(use: MessageInitShape<typeof UseDecidedSchema> & { useId: string }): OutRecord;
-  completed(part: MessageInitShape<typeof UseCompletedSchema> & { useId: string; part: number }): OutRecord;
+  decided(use: UseDecidedFields): OutRecord;
+  completed(part: UseCompletedFields): OutRecord;
   /** The allowed answer of this use was never given. */
   unanswered(use: { readonly useId: string; readonly tokenId: string; readonly resourceService: string }): OutRecord;
   attempts(merged: Attempts, networkPseudonym: string): OutRecord;
@@ -41,22 +49,17 @@ export const openFacts = (options: {
   const source = `/verifier/${instance}`;
   /** What names no token is kept together by the instance that saw it. */
   const unnamed = `verifier/${instance}`;
-  const record = (message: Message, id: string, tokenId: string, value?: Uint8Array): OutRecord => {
+  const record = (type: EventType, id: string, tokenId: string, value: Uint8Array): OutRecord => {
     const key = tokenId === "" ? unnamed : tokenId;
-    const traceparent = currentTraceparent(random);
-    const event = encodeEvent(message, { source, subject: key, nowMs: clock.now(), random, traceparent, id }, value);
-    return { partition: partitionFor(key, partitions), key, ...event };
+    const context = { source, subject: key, nowMs: clock.now(), random, traceparent: currentTraceparent(random), id };
+    const { headers } = encodedEvent(type, value, context);
+    return { partition: partitionFor(key, partitions), key, headers, value };
   };
-  const completed: Facts["completed"] = (part) => {
-    const message = create(UseCompletedSchema, part);
-    return record(message, `${part.useId}/completed/${part.part}`, message.tokenId, encodeUseCompleted(message));
-  };
+  const completed: Facts["completed"] = (part) =>
+    record(completedType, `${part.useId}/completed/${part.part}`, part.tokenId, encodeUseCompleted(part));
   return {
     completed,
-    decided: (use) => {
-      const message = create(UseDecidedSchema, use);
-      return record(message, `${use.useId}/decided`, message.tokenId, encodeUseDecided(message));
-    },
+    decided: (use) => record(decidedType, `${use.useId}/decided`, use.tokenId, encodeUseDecided(use)),
     unanswered: (use) =>
       completed({
         ...use,
@@ -78,31 +81,20 @@ export const openFacts = (options: {
         lastAt: timestampFromMs(lastMs),
         instance,
       });
-      return record(message, `${useId}/attempts`, "");
+      return record(attemptsType, `${useId}/attempts`, "", toBinary(UnknownAttemptsDeniedSchema, message));
     },
     newUseId: () => uuidV7(clock.now(), random),
   };
 };
 
-/** What was asked for, without what may name a person. */
-export const detailsOf = (use: UseRequest): UseDetails =>
-  create(UseDetailsSchema, {
-    scope: use.scope,
-    resource: use.resource,
-    purpose: use.purpose,
-    dataCategories: use.dataCategories,
-    controller: use.controller,
-    maxPeople: use.maxPeople,
-    maxRecords: use.maxRecords,
-    action: use.action,
-  });
+/** What was asked for; what may name a person is none of these fields. */
+export const detailsOf = (use: UseRequest): UseDetailsFields => use;
 
-export const sourceOf = (use: UseRequest, addressPseudonym: string): UseSource =>
-  create(UseSourceSchema, {
-    addressPseudonym,
-    presenterThumbprint: use.presenterThumbprint,
-    country: use.sourceCountry,
-  });
+export const sourceOf = (use: UseRequest, addressPseudonym: string): UseSourceFields => ({
+  addressPseudonym,
+  presenterThumbprint: use.presenterThumbprint,
+  country: use.sourceCountry,
+});
 
 /** Times in requests that no clock of ours would give would break whoever reads them. */
 const maxSeconds = 253_402_300_799n; // the end of the year 9999

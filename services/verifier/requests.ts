@@ -1,4 +1,4 @@
-import type { CachedUse, Person, UseRequest } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import type { CachedUse, CompletedUse, UseRequest } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import { type FieldViolation, RpcError } from "@curfew/rpc/errors.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import type { Organisation } from "@curfew/runtime/organisation.ts";
@@ -13,9 +13,9 @@ import { isSaneTime } from "./facts.ts";
 export interface RequestCheck {
   /** The address of the use, if it names one. */
   use(use: UseRequest, at: string): Address | undefined;
-  cachedUse(use: CachedUse, at: string): Address | undefined;
-  tokenId(tokenId: string, at: string): void;
-  people(people: readonly Person[], at: string): void;
+  /** Those of a report, by their place in it. */
+  cachedUse(use: CachedUse, i: number): Address | undefined;
+  completedUse(use: CompletedUse, i: number): void;
   /** What was found wrong elsewhere. */
   violation(field: string, reason: string, description: string): void;
   /** Throws RpcError INVALID_ARGUMENT if anything was wrong. */
@@ -34,34 +34,35 @@ export const openRequestChecks = (organisation: Organisation): ((ctx: CallContex
     const violation: RequestCheck["violation"] = (field, reason, description) => {
       if (violations.length < maxViolations) violations.push({ field, reason, description });
     };
-    const controller = (id: string, field: string) => {
-      if (!controllers.has(id))
-        violation(
-          field,
-          "CONTROLLER_NOT_LISTED",
-          "must be a controller that the calling resource service is listed for",
-        );
+    const notListed = (field: string) =>
+      violation(field, "CONTROLLER_NOT_LISTED", "must be a controller that the calling resource service is listed for");
+    const noTokenId = (field: string) => violation(field, "NOT_A_TOKEN_ID", 'must be "tok_" and a UUID');
+    // Names of fields are made where they are told: a report has hundreds that are right.
+    const use = (asked: UseRequest, at: string, i?: number): Address | undefined => {
+      const path = (name: string) => (i === undefined ? `${at}.${name}` : `${at}[${i}].use.${name}`);
+      if (!controllers.has(asked.controller)) notListed(path("controller"));
+      if (asked.sourceAddress === "") return undefined;
+      const address = parseAddress(asked.sourceAddress);
+      if (!address) violation(path("source_address"), "NOT_AN_ADDRESS", "must be an IPv4 or IPv6 address");
+      return address;
     };
     const check: RequestCheck = {
       violation,
-      use(use, at) {
-        controller(use.controller, `${at}.controller`);
-        const address = use.sourceAddress === "" ? undefined : parseAddress(use.sourceAddress);
-        if (use.sourceAddress !== "" && !address)
-          violation(`${at}.source_address`, "NOT_AN_ADDRESS", "must be an IPv4 or IPv6 address");
-        return address;
-      },
-      cachedUse(cached, at) {
-        check.tokenId(cached.tokenId, `${at}.token_id`);
+      use,
+      cachedUse(cached, i) {
+        if (!parseTokenId(cached.tokenId)) noTokenId(`cached_uses[${i}].token_id`);
         if (!cached.decidedAt || !isSaneTime(cached.decidedAt))
-          violation(`${at}.decided_at`, "TIME_OUT_OF_RANGE", "must be a time between the years 1970 and 9999");
-        return cached.use && check.use(cached.use, `${at}.use`);
+          violation(
+            `cached_uses[${i}].decided_at`,
+            "TIME_OUT_OF_RANGE",
+            "must be a time between the years 1970 and 9999",
+          );
+        return cached.use && use(cached.use, "cached_uses", i);
       },
-      tokenId(tokenId, field) {
-        if (!parseTokenId(tokenId)) violation(field, "NOT_A_TOKEN_ID", 'must be "tok_" and a UUID');
-      },
-      people(people, at) {
-        for (const [i, person] of people.entries()) controller(person.controller, `${at}[${i}].controller`);
+      completedUse({ tokenId, people }, i) {
+        if (!parseTokenId(tokenId)) noTokenId(`completed_uses[${i}].token_id`);
+        for (const [n, person] of people.entries())
+          if (!controllers.has(person.controller)) notListed(`completed_uses[${i}].people[${n}].controller`);
       },
       assertRight() {
         if (violations.length === 0) return;
