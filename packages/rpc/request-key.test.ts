@@ -45,6 +45,12 @@ describe("the hash of the request", () => {
     expect(keyOf(ctx, id, { ...asked("a"), requestId: "x" }).requestHash).toBe(keyOf().requestHash);
   });
 
+  test("of a request that holds no secret leaves it as it was", () => {
+    const request = asked("a");
+    keyOf(ctx, id, request);
+    expect(request).toEqual(asked("a"));
+  });
+
   test("counts secrets without the request being changed, at any depth and within a oneof", () => {
     const register = (proof: string) =>
       create(RegisterKeyRequestSchema, { publicKey: new Uint8Array(32), proof: Buffer.from(proof) });

@@ -1,10 +1,12 @@
 import { hash } from "node:crypto";
 import {
+  clearField,
   clone,
   type DescField,
   type DescMessage,
   getOption,
   hasOption,
+  type Message,
   type MessageShape,
   ScalarType,
   toBinary,
@@ -26,6 +28,23 @@ export interface RequestKey {
 
 const isSecret = (field: DescField): boolean => hasOption(field, secret) && getOption(field, secret);
 const sha256 = (value: string | Uint8Array): Uint8Array => hash("sha256", value, "buffer");
+
+const holders = new Map<DescMessage, boolean>();
+
+/** Whether a secret can stand anywhere in such a message. */
+const canHoldSecrets = (desc: DescMessage): boolean => {
+  const known = holders.get(desc);
+  if (known !== undefined) return known;
+  const seen = new Set<DescMessage>();
+  const look = (at: DescMessage): boolean => {
+    if (seen.has(at)) return false;
+    seen.add(at);
+    return at.fields.some((field) => isSecret(field) || (field.message !== undefined && look(field.message)));
+  };
+  const found = look(desc);
+  holders.set(desc, found);
+  return found;
+};
 
 /** Puts hashes in the place of secrets, so that what is hashed over them is not derived from a secret alone. */
 const hideSecrets = (message: ReflectMessage): void => {
@@ -55,6 +74,18 @@ const hidden = (message: ReflectMessage, field: DescField, hashed: Uint8Array): 
   else throw new TypeError(`${field.name}: a secret is text or bytes`);
 };
 
+const withoutIdAndSecrets = <D extends DescMessage>(desc: D, request: MessageShape<D>): MessageShape<D> => {
+  const hides = canHoldSecrets(desc);
+  // What lies deeper is changed only to hide secrets.
+  const asked = hides
+    ? clone(desc, request)
+    : (Object.assign(Object.create(Object.getPrototypeOf(request)), request) as MessageShape<D>);
+  const idField = desc.field.requestId;
+  if (idField) clearField(asked as Message, idField);
+  if (hides) hideSecrets(reflect(desc, asked));
+  return asked;
+};
+
 /**
  * The key of a mutation (AIP-155; design "Idempotency"). `request` is what the handler got; leave out what may differ between the
  * calls that belong together by clearing it first. Unknown fields do not count.
@@ -67,11 +98,7 @@ export const requestKeyOf = <D extends DescMessage>(
 ): RequestKey => {
   // A UUID is the same in capitals.
   const key = sha256(lengthPrefixed(ctx.caller.uri, ctx.method, requestId.toLowerCase()));
-  const asked = reflect(desc, clone(desc, request));
-  const idField = desc.field.requestId;
-  if (idField) asked.clear(idField);
-  hideSecrets(asked);
-  const bytes = toBinary(desc, asked.message as MessageShape<D>, { writeUnknownFields: false });
+  const bytes = toBinary(desc, withoutIdAndSecrets(desc, request), { writeUnknownFields: false });
   return {
     key,
     keyHex: Buffer.from(key).toString("hex"),
