@@ -81,6 +81,7 @@ export const documentStoreContract = (name: string, open: () => Promise<OpenedSt
         () => c.findLatest({ limit: 1 }),
         () => c.set("a", { n: 1 }),
         () => c.unset("a", "n"),
+        () => c.unsetMany(["a"], "n"),
         () => c.delete("a"),
       ])
         await expect(attempt()).rejects.toThrow(StoreUnavailable);
@@ -233,6 +234,17 @@ const updateContract = (collection: Open) => {
     expect((await c.get("a"))?.keep).toBeNull();
   });
 
+  it("unsets fields of many documents, those that are not there left out, and of none", async () => {
+    const c = await collection({ indexes: ["flag"] });
+    for (const _id of ids(5)) await c.insert({ _id, flag: true, keep: 1, also: 2 });
+    await c.unsetMany(["id-0001", "id-0003", "never-there"], "flag", "also");
+    await c.unsetMany([], "flag");
+    const flagged = await c.find({ where: { flag: true }, limit: 9 });
+    expect(flagged.map((doc) => doc._id)).toEqual(["id-0000", "id-0002", "id-0004"]);
+    expect(await c.get("id-0003")).toEqual({ _id: "id-0003", keep: 1 });
+    expect(await c.get("never-there")).toBeUndefined();
+  });
+
   it("never makes a document by updating", async () => {
     const c = await collection();
     expect(await c.set("a", { n: 1 })).toBe(false);
@@ -336,6 +348,13 @@ const refusalContract = (collection: Open, store: () => DocumentStore) => {
     await expect(c.set("a", { flag: {} })).rejects.toThrow(/indexed field/);
     await expect(c.unset("a", "_id")).rejects.toThrow(/_id cannot be unset/);
     await expect(c.unset("a")).rejects.toThrow(/at least one/);
+    await expect(c.unsetMany(["a"])).rejects.toThrow(/at least one/);
+    await expect(
+      c.unsetMany(
+        Array.from({ length: maxBatch + 1 }, () => "a"),
+        "n",
+      ),
+    ).rejects.toThrow(/at once/);
     await expect(c.unset("a", "$x")).rejects.toThrow(/field names/);
     for (const name of ["", "Upper", "a b", "a.b", "$x", 'x"y', "x".repeat(65)])
       await expect(store().collection(name)).rejects.toThrow(/collection name/);

@@ -248,9 +248,19 @@ class MongoDocuments<D extends Doc> implements Collection<D> {
   async unset(id: string, ...fields: string[]) {
     checkId(id);
     checkFieldNames(fields);
-    const $unset = Object.fromEntries(fields.map((field): [string, true] => [field, true]));
+    const $unset = unsetting(fields);
     const { matchedCount } = await this.#run((documents) => documents.updateOne({ _id: id }, { $unset }));
     return matchedCount === 1;
+  }
+
+  async unsetMany(ids: readonly string[], ...fields: string[]) {
+    checkBatch(ids);
+    for (const id of ids) checkId(id);
+    checkFieldNames(fields);
+    if (ids.length === 0) return;
+    const $unset = unsetting(fields);
+    const each = ids.map((_id): AnyBulkWriteOperation<Doc> => ({ updateOne: { filter: { _id }, update: { $unset } } }));
+    await this.#run((documents) => documents.bulkWrite(each, { ordered: false }));
   }
 
   async delete(...ids: string[]) {
@@ -286,6 +296,9 @@ class MongoDocuments<D extends Doc> implements Collection<D> {
     }
   }
 }
+
+const unsetting = (fields: readonly string[]) =>
+  Object.fromEntries(fields.map((field): [string, true] => [field, true]));
 
 const filterOf = ({ where = {}, from, below }: Find): Filter<Doc> => {
   const bounds = { ...(from !== undefined && { $gte: from }), ...(below !== undefined && { $lt: below }) };

@@ -40,6 +40,8 @@ export interface Collection<D extends Doc = Doc> {
   set(id: string, fields: Readonly<Record<string, Value>>): Promise<boolean>;
   /** Removes top-level fields; false when there is no such document. */
   unset(id: string, ...fields: string[]): Promise<boolean>;
+  /** As `unset` for each of at most 1,000, those that are not there left out; not together: an outage may leave some as they were. */
+  unsetMany(ids: readonly string[], ...fields: string[]): Promise<void>;
   /** Removes documents by `_id`; how many there were. */
   delete(...ids: string[]): Promise<number>;
   /** As `get`, but linearizable on a replica set: what leases are read with. */

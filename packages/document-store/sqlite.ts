@@ -150,6 +150,17 @@ class SqliteCollection<D extends Doc> implements Collection<D> {
     return (await this.#writer.run(sql, ...params, id)).changes === 1;
   }
 
+  async unsetMany(ids: readonly string[], ...fields: string[]) {
+    checkBatch(ids);
+    for (const id of ids) checkId(id);
+    checkFieldNames(fields);
+    const params: SqlValue[] = [JSON.stringify(fields)];
+    const also = this.#changedColumns(fields, () => params.push(null));
+    const chosen = "id IN (SELECT value FROM json_each(?))";
+    const sql = `UPDATE ${this.#table} SET doc = bson_unset(doc, ?)${also} WHERE ${chosen}`;
+    await this.#writer.run(sql, ...params, JSON.stringify(ids));
+  }
+
   async delete(...ids: string[]) {
     checkBatch(ids);
     for (const id of ids) checkId(id);

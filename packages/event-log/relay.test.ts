@@ -195,7 +195,7 @@ describe("a relay", () => {
     const dying: { die?: () => void } = {};
     const one = await replica("one", {
       storePlan({ method }) {
-        if (method !== "unset") return undefined;
+        if (method !== "unsetMany") return undefined;
         dying.die?.();
         return never<Fault>();
       },
@@ -219,7 +219,7 @@ describe("a relay", () => {
   it("clears a flag later when that failed, without sending again", async () => {
     let failing = true;
     const one = await replica("one", {
-      storePlan: ({ method }) => (method === "unset" && failing ? "lost" : undefined),
+      storePlan: ({ method }) => (method === "unsetMany" && failing ? "lost" : undefined),
     });
     await one.relay.published(await append(one, 1));
     await clock.advance(5_000);

@@ -233,15 +233,11 @@ class CommitRelay implements Relay {
   }
 
   async #clearFlags(batch: readonly CommitDoc[]): Promise<void> {
-    const results = await Promise.allSettled(
-      batch.map((commit) => this.#parts.streams.commits.unset(commit._id, "unpublished")),
-    );
-    const failed = results.filter((result) => result.status === "rejected");
-    if (failed.length > 0)
-      this.#parts.log.warn(
-        { err: failed[0]?.reason, commits: failed.length },
-        "published commits keep their flag until the next scan",
-      );
+    if (batch.length === 0) return;
+    const ids = batch.map(({ _id }) => _id);
+    await this.#parts.streams.commits.unsetMany(ids, "unpublished").catch((err) => {
+      this.#parts.log.warn({ err, commits: ids.length }, "published commits keep their flag until the next scan");
+    });
   }
 
   #remember(id: string, offset: number): void {

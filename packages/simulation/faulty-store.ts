@@ -52,6 +52,7 @@ export const faultyStore = (store: DocumentStore, plan: StorePlan): DocumentStor
         find: (query) => run(name, "find", () => inner.find(query)),
         set: (id, fields) => run(name, "set", () => inner.set(id, fields)),
         unset: (id, ...fields) => run(name, "unset", () => inner.unset(id, ...fields)),
+        unsetMany: (ids, ...fields) => run(name, "unsetMany", () => inner.unsetMany(ids, ...fields)),
         delete: (...ids) => run(name, "delete", () => inner.delete(...ids)),
         getLatest: (id) => run(name, "getLatest", () => inner.getLatest(id)),
         findLatest: (query) => run(name, "findLatest", () => inner.findLatest(query)),

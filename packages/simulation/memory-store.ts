@@ -51,6 +51,13 @@ export const memoryStore = (): DocumentStore => {
 const copy = <T>(value: T): T => structuredClone(value);
 const byId = (a: string, b: string) => Buffer.compare(Buffer.from(a), Buffer.from(b));
 
+const without =
+  (fields: readonly string[]) =>
+  ({ _id, ...rest }: Doc): Doc => ({
+    _id,
+    ...Object.fromEntries(Object.entries(rest).filter(([name]) => !fields.includes(name))),
+  });
+
 const memoryCollection = ({ docs, indexed }: Shelf, assertOpen: () => Promise<void>): Collection => {
   const put = (doc: Doc): "inserted" | "exists" => {
     if (docs.has(doc._id)) return "exists";
@@ -94,10 +101,14 @@ const memoryCollection = ({ docs, indexed }: Shelf, assertOpen: () => Promise<vo
       await assertOpen();
       checkId(id);
       checkFieldNames(fields);
-      return change(id, ({ _id, ...rest }) => ({
-        _id,
-        ...Object.fromEntries(Object.entries(rest).filter(([name]) => !fields.includes(name))),
-      }));
+      return change(id, without(fields));
+    },
+    async unsetMany(ids, ...fields) {
+      await assertOpen();
+      checkBatch(ids);
+      for (const id of ids) checkId(id);
+      checkFieldNames(fields);
+      for (const id of ids) change(id, without(fields));
     },
     async delete(...ids) {
       await assertOpen();

@@ -25,6 +25,7 @@ export const interruptibleStore = (store: DocumentStore) => {
         find: (query) => read(() => inner.find(query)),
         set: (id, fields) => write(() => inner.set(id, fields)),
         unset: (id, ...fields) => write(() => inner.unset(id, ...fields)),
+        unsetMany: (ids, ...fields) => write(() => inner.unsetMany(ids, ...fields)),
         delete: (...ids) => write(() => inner.delete(...ids)),
         getLatest: (id) => read(() => inner.getLatest(id)),
         findLatest: (query) => read(() => inner.findLatest(query)),

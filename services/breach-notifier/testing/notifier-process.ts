@@ -68,6 +68,7 @@ const watched = (store: DocumentStore, pass: (passed: Passed) => Promise<void>):
       find: (query) => inner.find(query),
       set: (id, fields) => inner.set(id, fields),
       unset: (id, ...fields) => inner.unset(id, ...fields),
+      unsetMany: (ids, ...fields) => inner.unsetMany(ids, ...fields),
       delete: (...ids) => inner.delete(...ids),
       getLatest: (id) => inner.getLatest(id),
       findLatest: (query) => inner.findLatest(query),
