@@ -1,5 +1,4 @@
 import { hash, X509Certificate } from "node:crypto";
-import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import type { Position } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import { Outcome, Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import type { VerifyTokenResponse } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
@@ -185,19 +184,11 @@ class SdkVerifier implements LocalVerifier {
   }
 
   async #room({ deadlineMs = defaultDeadlineMs, signal }: AuthorizeOptions): Promise<void> {
-    const over = new AbortController();
-    const gaveUp = () => over.abort(settled);
-    signal?.addEventListener("abort", gaveUp);
-    void this.#clock.sleep(deadlineMs, over.signal).then(gaveUp);
-    try {
-      while (!this.#reporter.hasRoom && !this.#closing) {
-        const woken = await this.#reporter.whenRoom(over.signal);
-        signal?.throwIfAborted();
-        if (!woken) throw new Denied("EVIDENCE_BACKLOG", "", "uses wait to be reported; is a verifier reachable?");
-      }
-    } finally {
-      signal?.removeEventListener("abort", gaveUp);
-      over.abort(settled);
+    const untilMs = this.#clock.monotonicMs() + deadlineMs;
+    while (!this.#reporter.hasRoom && !this.#closing) {
+      const woken = await this.#reporter.whenRoom(untilMs - this.#clock.monotonicMs(), signal);
+      signal?.throwIfAborted();
+      if (!woken) throw new Denied("EVIDENCE_BACKLOG", "", "uses wait to be reported; is a verifier reachable?");
     }
   }
 
@@ -211,7 +202,7 @@ class SdkVerifier implements LocalVerifier {
     const reason = revoked ? Reason.REVOKED : checkGrant(grant, { ...use, audience: this.#audience });
     const nowMs = this.#clock.now();
     const useId = uuidV7(nowMs, this.#random);
-    this.#reporter.decided({ useId, decidedAt: timestampFromMs(nowMs), tokenId, generation, reason, use });
+    this.#reporter.decided({ useId, decidedMs: nowMs, tokenId, generation, reason, use });
     if (reason !== Reason.OK) throw new Denied(denialReason(reason), tokenId);
     return this.#run(new OpenUse(this.#reporter, useId, tokenId, use), run);
   }

@@ -83,9 +83,9 @@ export class OpenUse implements Use {
       useId: this.useId,
       tokenId: this.tokenId,
       outcome,
-      records: BigInt(this.#records),
+      records: this.#records,
       people: this.#people,
-      unnamedPeople: BigInt(this.#unnamed),
+      unnamedPeople: this.#unnamed,
       part: this.#parts,
       parts: last ? this.#parts : 0,
     };

@@ -1,24 +1,24 @@
-import type { MessageInitShape } from "@bufbuild/protobuf";
-import {
-  type CachedUseSchema,
-  type CompletedUseSchema,
-  VerifierService,
-} from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import { VerifierService } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import type { RpcChannel } from "@curfew/rpc/channel.ts";
-import { createClient } from "@curfew/rpc/client.ts";
+import { createClient, EncodedRequest } from "@curfew/rpc/client.ts";
 import { parseRpcError, type RpcFailure } from "@curfew/rpc/errors.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import type { Random } from "@curfew/runtime/random.ts";
+import {
+  type CachedUse,
+  type CompletedUse,
+  encodeCachedUse,
+  encodeCompletedUse,
+  encodeReport,
+} from "./report-codec.ts";
+import { WaitingRoom } from "./waiting-room.ts";
 import type { Reported } from "./watch.ts";
 
 /**
  * Brings the uses of an SDK to the log: in order, in batches, a few at a time, again and again with the same ids until they are
  * acknowledged. A use holds its place in the bounded buffer until that; without a free place there is no access.
  */
-
-export type CachedUse = Omit<MessageInitShape<typeof CachedUseSchema>, "$typeName" | "instanceSequence">;
-export type CompletedUse = Omit<MessageInitShape<typeof CompletedUseSchema>, "$typeName">;
 
 export interface ReporterOptions {
   readonly instance: string;
@@ -34,8 +34,8 @@ export interface ReporterOptions {
 export interface UseReporter {
   /** Whether one more access, that is its decision and its completion, has a place, and reports are not late. */
   readonly hasRoom: boolean;
-  /** Resolves when there may be room, or at the signal. False at once when too many wait already. */
-  whenRoom(signal: AbortSignal): Promise<boolean>;
+  /** Resolves when there is room, or the reporter closes, with true; with false after `waitMs`, at the signal, or at once when too many wait already. */
+  whenRoom(waitMs: number, signal: AbortSignal | undefined): Promise<boolean>;
   /** Keeps a place for the completion of an access that begins; `completed` with `last` gives it to that. */
   begin(): void;
   decided(use: CachedUse): void;
@@ -67,10 +67,17 @@ const closeMs = 5_000;
  */
 export const maxUnreportedMs = 2_000;
 
-type Item = { readonly addedMs: number } & (
-  | { readonly kind: "cached"; readonly sequence: number; readonly use: CachedUse }
-  | { readonly kind: "completed"; readonly bytes: number; readonly use: CompletedUse }
-);
+interface Item {
+  /** In the form it has in a request. */
+  readonly encoded: Uint8Array;
+  /** Its instance_sequence; 0: a completion, which has none. */
+  readonly sequence: number;
+  /** When it was decided; a completion never was. */
+  readonly decidedMs: number;
+  /** Of its people, estimated. */
+  readonly bytes: number;
+  readonly addedMs: number;
+}
 
 interface Batch {
   readonly items: readonly Item[];
@@ -79,13 +86,11 @@ interface Batch {
   acknowledged: boolean;
 }
 
-const decidedMs = ({ decidedAt }: CachedUse): number =>
-  Number(decidedAt?.seconds ?? 0) * 1_000 + (decidedAt?.nanos ?? 0) / 1_000_000;
-const oldestDecidedMs = (items: readonly Item[]): number =>
-  items.reduce(
-    (oldest, item) => (item.kind === "cached" ? Math.min(oldest, decidedMs(item.use)) : oldest),
-    Number.POSITIVE_INFINITY,
-  );
+const oldestDecidedMs = (items: readonly Item[]): number => {
+  let oldestMs = Number.POSITIVE_INFINITY;
+  for (const { decidedMs } of items) if (decidedMs < oldestMs) oldestMs = decidedMs;
+  return oldestMs;
+};
 
 const personOverheadBytes = 64;
 /** Characters of UTF-8 take at most three bytes a UTF-16 unit. */
@@ -102,7 +107,8 @@ class BufferedReporter implements UseReporter {
   readonly #options: ReporterOptions;
   readonly #maxBuffered: number;
   readonly #clients: readonly ReturnType<typeof createClient<typeof VerifierService>>[];
-  readonly #waiting = new Set<() => void>();
+  readonly #waiting: WaitingRoom;
+  #waking: boolean = false;
   readonly #givenUp = new AbortController();
   #items: Item[] = [];
   /** In the order of their sequences. */
@@ -127,6 +133,7 @@ class BufferedReporter implements UseReporter {
   constructor(options: ReporterOptions) {
     this.#options = options;
     this.#maxBuffered = options.maxBuffered ?? defaultMaxBuffered;
+    this.#waiting = new WaitingRoom(maxWaiting, options.clock);
     this.#clients = options.channels.map((channel) => createClient(VerifierService, channel));
     if (this.#clients.length === 0) throw new RangeError("openUseReporter: at least one channel to a verifier");
   }
@@ -135,17 +142,9 @@ class BufferedReporter implements UseReporter {
     return this.#places + 2 <= this.#maxBuffered && this.#bytes < maxBufferedBytes && !this.#isLate();
   }
 
-  whenRoom(signal: AbortSignal): Promise<boolean> {
-    if (this.#waiting.size >= maxWaiting || signal.aborted) return Promise.resolve(false);
-    return new Promise((resolve) => {
-      const done = () => {
-        this.#waiting.delete(done);
-        signal.removeEventListener("abort", done);
-        resolve(!signal.aborted);
-      };
-      this.#waiting.add(done);
-      signal.addEventListener("abort", done);
-    });
+  whenRoom(waitMs: number, signal: AbortSignal | undefined): Promise<boolean> {
+    if (this.hasRoom || this.#closing) return Promise.resolve(true);
+    return this.#waiting.wait(waitMs, signal);
   }
 
   begin(): void {
@@ -155,14 +154,15 @@ class BufferedReporter implements UseReporter {
   decided(use: CachedUse): void {
     this.#places += 1;
     this.#sequence += 1;
-    this.#add({ kind: "cached", sequence: this.#sequence, use, addedMs: this.#options.clock.monotonicMs() });
+    const encoded = encodeCachedUse(use, this.#sequence);
+    this.#add(encoded, this.#sequence, use.decidedMs, 0);
   }
 
   completed(use: CompletedUse, last: boolean): void {
     if (!last) this.#places += 1;
-    const bytes = estimatedBytes(use.people ?? []);
+    const bytes = estimatedBytes(use.people);
     this.#bytes += bytes;
-    this.#add({ kind: "completed", bytes, use, addedMs: this.#options.clock.monotonicMs() });
+    this.#add(encodeCompletedUse(use), 0, Number.POSITIVE_INFINITY, bytes);
   }
 
   reported(): Reported {
@@ -186,7 +186,7 @@ class BufferedReporter implements UseReporter {
     const allReported = this.#places === 0 && this.reported().allReported;
     this.#givenUp.abort();
     this.#timer?.abort();
-    this.#wake();
+    this.#waiting.admitAll();
     return allReported;
   }
 
@@ -204,8 +204,8 @@ class BufferedReporter implements UseReporter {
     return Number.isFinite(oldestMs) ? oldestMs : undefined;
   }
 
-  #add(item: Item): void {
-    this.#items.push(item);
+  #add(encoded: Uint8Array, sequence: number, decidedMs: number, bytes: number): void {
+    this.#items.push({ encoded, sequence, decidedMs, bytes, addedMs: this.#options.clock.monotonicMs() });
     if (this.#closing || this.#items.length >= batchUses) {
       if (this.#scheduled) return;
       this.#scheduled = true;
@@ -231,7 +231,7 @@ class BufferedReporter implements UseReporter {
   #flush(): void {
     while (this.#inFlight < maxInFlight && (this.#items.length >= batchUses || (this.#due && this.#items.length > 0))) {
       const items = this.#take();
-      const lastSequence = items.reduce((last, item) => (item.kind === "cached" ? item.sequence : last), 0);
+      const lastSequence = items.reduce((last, { sequence }) => Math.max(last, sequence), 0);
       const batch: Batch = { items, lastSequence, acknowledged: false };
       this.#batches.push(batch);
       this.#inFlight += 1;
@@ -248,7 +248,7 @@ class BufferedReporter implements UseReporter {
     let bytes = 0;
     let n = 0;
     for (const item of this.#items) {
-      if (item.kind === "cached") cached += 1;
+      if (item.sequence > 0) cached += 1;
       else {
         completed += 1;
         bytes += item.bytes;
@@ -282,7 +282,7 @@ class BufferedReporter implements UseReporter {
     this.#lostMs = Math.min(this.#lostMs, oldestDecidedMs(items));
     const { status, reason, message } = failure;
     this.#options.log.error(
-      { status, reason, why: message, kind: items[0]?.kind },
+      { status, reason, why: message, kind: items[0]?.sequence ? "cached" : "completed" },
       "the verifier refuses to record a use",
     );
     return true;
@@ -290,16 +290,12 @@ class BufferedReporter implements UseReporter {
 
   async #send(items: readonly Item[], turn: number): Promise<RpcFailure | undefined> {
     const client = this.#clients[turn % this.#clients.length];
-    const cachedUses = [];
-    const completedUses = [];
-    for (const item of items) {
-      if (item.kind === "completed") completedUses.push(item.use);
-      else cachedUses.push({ ...item.use, instanceSequence: BigInt(item.sequence) });
-    }
+    const cachedUses = items.filter(({ sequence }) => sequence > 0).map(({ encoded }) => encoded);
+    const completedUses = items.filter(({ sequence }) => sequence === 0).map(({ encoded }) => encoded);
     try {
       const { instance } = this.#options;
       const options = { deadlineMs: callDeadlineMs, signal: this.#givenUp.signal };
-      await client?.reportUses({ instance, cachedUses, completedUses }, options);
+      await client?.reportUses(new EncodedRequest(encodeReport(instance, cachedUses, completedUses)), options);
       return undefined;
     } catch (error) {
       return parseRpcError(error);
@@ -309,18 +305,26 @@ class BufferedReporter implements UseReporter {
   #settle(batch: Batch, delivered: boolean): void {
     this.#inFlight -= 1;
     this.#places -= batch.items.length;
-    for (const item of batch.items) if (item.kind === "completed") this.#bytes -= item.bytes;
+    for (const { bytes } of batch.items) this.#bytes -= bytes;
     batch.acknowledged = delivered;
     while (this.#batches[0]?.acknowledged) {
       const { lastSequence } = this.#batches.shift() as Batch;
       if (!this.#lost && lastSequence > 0) this.#acknowledgedSequence = lastSequence;
     }
-    this.#wake();
     this.#flush();
+    this.#wake();
     if (this.#places === 0) this.#drained?.();
   }
 
+  /** As many as there is room for. Whoever is admitted need not take it, so that is looked at again in the next turn. */
   #wake(): void {
-    for (const done of [...this.#waiting]) done();
+    if (this.#waiting.isEmpty || this.#waking || !this.hasRoom) return;
+    this.#waiting.admit((this.#maxBuffered - this.#places) >> 1);
+    if (this.#waiting.isEmpty) return;
+    this.#waking = true;
+    setImmediate(() => {
+      this.#waking = false;
+      this.#wake();
+    });
   }
 }

@@ -1,0 +1,94 @@
+import type { Outcome, Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import { int32, int64, listedText, nested, text, time, written } from "@curfew/rpc/proto-writer.ts";
+import type { PersonFields, UseFields } from "./access-request.ts";
+
+/**
+ * `curfew.verifier.v1.ReportUsesRequest`, encoded as the uses come: what waits to be reported is a few bytes instead of the twenty
+ * objects that each use is made of, which would outlive several collections. The test holds the bytes to protobuf-es's.
+ */
+
+/** `curfew.verifier.v1.CachedUse`. */
+export interface CachedUse {
+  readonly useId: string;
+  readonly decidedMs: number;
+  readonly tokenId: string;
+  readonly generation: number;
+  readonly reason: Reason;
+  readonly use: UseFields;
+}
+
+/** `curfew.verifier.v1.CompletedUse`. */
+export interface CompletedUse {
+  readonly useId: string;
+  readonly tokenId: string;
+  readonly outcome: Outcome;
+  readonly records: number;
+  readonly people: readonly PersonFields[];
+  readonly unnamedPeople: number;
+  readonly part: number;
+  /** 0 while more may come. */
+  readonly parts: number;
+}
+
+const request = (use: UseFields): void => {
+  text(1, use.scope);
+  text(2, use.resource);
+  text(3, use.purpose);
+  for (const category of use.dataCategories) listedText(4, category);
+  text(5, use.controller);
+  int64(6, use.maxPeople);
+  int64(7, use.maxRecords);
+  int32(8, use.action);
+  text(9, use.sourceAddress);
+  text(10, use.presenterThumbprint);
+  text(11, use.sourceCountry);
+};
+
+const timeOfMs = (ms: number): void =>
+  time({ seconds: BigInt(Math.floor(ms / 1000)), nanos: (ms - Math.floor(ms / 1000) * 1000) * 1_000_000 });
+
+const cachedUse = ({ use, sequence }: { readonly use: CachedUse; readonly sequence: number }): void => {
+  text(1, use.useId);
+  int32(2, sequence);
+  nested(3, use.decidedMs, timeOfMs);
+  text(4, use.tokenId);
+  int32(5, use.generation);
+  int32(6, use.reason);
+  nested(7, use.use, request);
+};
+
+const person = ({ controller, identifierType, value }: PersonFields): void => {
+  text(1, controller);
+  text(2, identifierType);
+  text(3, value);
+};
+
+const completedUse = (use: CompletedUse): void => {
+  text(1, use.useId);
+  text(2, use.tokenId);
+  int32(3, use.outcome);
+  int32(4, use.records);
+  for (const each of use.people) nested(5, each, person);
+  int32(6, use.unnamedPeople);
+  int32(7, use.part);
+  int32(8, use.parts);
+};
+
+type Numbered = Parameters<typeof cachedUse>[0];
+const cachedField = (numbered: Numbered): void => nested(2, numbered, cachedUse);
+const completedField = (use: CompletedUse): void => nested(3, use, completedUse);
+const instanceField = (instance: string): void => text(1, instance);
+
+/** One of the request's cached uses; `sequence` is its instance_sequence. */
+export const encodeCachedUse = (use: CachedUse, sequence: number): Uint8Array =>
+  written({ use, sequence }, cachedField);
+
+/** One of its completed uses. */
+export const encodeCompletedUse = (use: CompletedUse): Uint8Array => written(use, completedField);
+
+/** The request, its uses in their order. */
+export const encodeReport = (
+  instance: string,
+  cachedUses: readonly Uint8Array[],
+  completedUses: readonly Uint8Array[],
+): Buffer => Buffer.concat([written(instance, instanceField), ...cachedUses, ...completedUses]);
