@@ -32,6 +32,14 @@ interface Asked {
 }
 
 const warnEveryMs = 10_000;
+/** With its rest a round lasts this many times its reading: a slow store is not kept busy with reads for marks, which slow it further. */
+const readTimes = 4;
+/** But no rest makes more of a round than this: a ping, of which there is a new one every 500 ms, is to be answered within 2 s. */
+const mostEveryMs = 600;
+
+/** Time from the beginning of a round that took so long to that of the next. */
+export const nextRoundMs = (tookMs: number, markEveryMs: number): number =>
+  Math.max(markEveryMs, tookMs, Math.min(readTimes * tookMs, mostEveryMs));
 
 /** Rejects, and aborts `work`, when it takes longer. */
 const within = async <T>(ms: number, clock: Clock, work: (signal: AbortSignal) => Promise<T>): Promise<T> => {
@@ -156,7 +164,8 @@ export const openFreshness = (parts: {
         woken = Promise.withResolvers<void>();
         continue;
       }
-      const restMs = beganMs + limits.markEveryMs - clock.monotonicMs();
+      const tookMs = clock.monotonicMs() - beganMs;
+      const restMs = nextRoundMs(tookMs, limits.markEveryMs) - tookMs;
       if (restMs > 0) await clock.sleep(restMs, closing.signal);
     }
   })();

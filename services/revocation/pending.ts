@@ -41,6 +41,7 @@ export class PendingRevocations {
   }
 
   acknowledge(ids: readonly string[], instance: string, acknowledgement: Acknowledgement): void {
+    let isNews = false;
     for (const id of ids) {
       let known: Map<string, Acknowledgement> | undefined = this.#pending.get(id)?.acknowledgements;
       if (!known) {
@@ -50,9 +51,11 @@ export class PendingRevocations {
         if (this.#early.size > maxEarly) this.#early.delete(this.#early.keys().next().value as string);
       }
       const { receivedAtMs, clockOffsetMs } = acknowledgement;
-      if (!known.has(instance)) known.set(instance, { receivedAtMs, clockOffsetMs });
+      if (known.has(instance)) continue;
+      known.set(instance, { receivedAtMs, clockOffsetMs });
+      isNews = true;
     }
-    this.onChange();
+    if (isNews) this.onChange();
   }
 
   effective(id: string): void {

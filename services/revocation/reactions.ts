@@ -34,7 +34,7 @@ export interface ReactionParts {
 
 /** While a revocation is pending, its leases are looked at this often. */
 const pendingEveryMs = 100;
-/** And at most this often, however fast acknowledgements come. */
+/** After news, so that acknowledgements which come together share a look, and none competes with the push of the revocation itself. */
 const restMs = 20;
 const commandsAtOnce = 50;
 
@@ -58,11 +58,13 @@ export const openReactions = (parts: ReactionParts): Lease => {
       } catch (error) {
         log.warn({ err: error }, "effective times and gaps are looked at again");
       }
+      const tookMs = clock.monotonicMs() - beganMs;
       const over = new AbortController();
       const everyMs = pending.size > 0 ? pendingEveryMs : parts.limits.gapEveryMs;
       await Promise.race([woken.promise, clock.sleep(everyMs, over.signal)]);
       over.abort();
-      await clock.sleep(Math.max(0, beganMs + restMs - clock.monotonicMs()), signal);
+      // Half of the time at most: leases are read from a store that others wait for.
+      await clock.sleep(Math.min(Math.max(restMs, tookMs), pendingEveryMs), signal);
     }
   };
 
