@@ -44,7 +44,14 @@ export const openLiveTokens = async (
   if (lacking.length > 0) return lacking.join("; ");
   const dataDir = mkdtempSync(join(tmpdir(), "curfew-bench-live-"));
   const log = openLog({ service: "bench", level: "warn" });
-  const suite = await openLiveSuite({ dataDir, config: readSuiteConfig(config, parsePaging), log, logLevel: "warn" });
+  const suite = await openLiveSuite({
+    dataDir,
+    config: readSuiteConfig(config, parsePaging),
+    log,
+    logLevel: "warn",
+    // As embedded, who is not asked is not started. Of two replicas of revocation one hears of what the other commits from Kafka alone.
+    replicas: { revocation: 2, verifier: 2, auditor: 0, "breach-notifier": 0 },
+  });
   const cast = openCast(() => suite.endpoints, dataDir);
   const admin = cast.client(IssuerService, "issuer", "person/ada");
   await admin.publishPolicy({ requestId: randomUUID(), policy: "bench", document: policy });
