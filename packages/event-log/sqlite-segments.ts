@@ -1,30 +1,33 @@
 /**
  * How records lie in the file of `sqlite.ts`: what one append brings to one partition is one row, its records one after another in
- * `body` as they are; a row per record cost more than all else that a use costs. The view `records` shows them one by one.
+ * `body`; a row per record cost more than all else that a use costs. Of its headers a record has those that differ from the first
+ * one's, which are in `shared`: half of all bytes were the same over and over. The view `records` shows them one by one, whole.
  */
 import type { SqlResult, SqlValue, Statement } from "@curfew/document-store/sqlite-job.ts";
 import type { InRecord, OutRecord } from "./bus.ts";
 
 const eachRecord = `(SELECT topic, partition, base + place.key AS offset, timestamp_ms, body,
+  CASE place.value ->> 4 WHEN 1 THEN '{}' ELSE shared END AS shared,
   place.value ->> 0 AS at, place.value ->> 1 AS keys, place.value ->> 2 AS heads, place.value ->> 3 AS size
   FROM segments, json_each(places) AS place)`;
 
 export const segmentTables: readonly Statement[] = [
   // Rows lie in the order of their writing, and only the small index is spread over the partitions. `base` is the offset of the first
-  // record, `count` how many there are, `places` of each: where it begins in `body`, and the bytes of key, headers and value.
+  // record, `count` how many there are, `places` of each: where it begins in `body`, the bytes of key, headers and value, and 1 where
+  // these headers are all.
   [
     `CREATE TABLE IF NOT EXISTS segments (topic TEXT NOT NULL, partition INTEGER NOT NULL, base INTEGER NOT NULL,
-       count INTEGER NOT NULL, timestamp_ms INTEGER NOT NULL, places TEXT NOT NULL, body BLOB NOT NULL) STRICT`,
+       count INTEGER NOT NULL, timestamp_ms INTEGER NOT NULL, shared TEXT NOT NULL, places TEXT NOT NULL, body BLOB NOT NULL) STRICT`,
   ],
   ["CREATE UNIQUE INDEX IF NOT EXISTS segment_places ON segments (topic, partition, base)"],
   [
     `CREATE VIEW IF NOT EXISTS records AS SELECT topic, partition, offset, timestamp_ms,
-       CAST(substr(body, at + 1, keys) AS TEXT) AS key, CAST(substr(body, at + keys + 1, heads) AS TEXT) AS headers,
+       CAST(substr(body, at + 1, keys) AS TEXT) AS key, json_patch(shared, CAST(substr(body, at + keys + 1, heads) AS TEXT)) AS headers,
        substr(body, at + keys + heads + 1, size) AS value FROM ${eachRecord}`,
   ],
 ];
 
-const insertion = "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?)";
+const insertion = "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
 let scratch = Buffer.allocUnsafeSlow(64 * 1024);
 
 /** The row of records of one partition, in their order; at least one. */
@@ -36,9 +39,12 @@ export const segmentOf = (
   records: readonly OutRecord[],
 ): Statement => {
   const places: number[][] = [];
+  const shared = records[0]?.headers ?? {};
+  const names = Object.keys(shared);
   let end = 0;
   for (const { key, headers, value } of records) {
-    const text = JSON.stringify(headers);
+    const own = differing(headers, shared, names);
+    const text = JSON.stringify(own ?? headers);
     // A UTF-16 unit takes at most three bytes of UTF-8.
     const most = end + 3 * (key.length + text.length) + value.byteLength;
     if (most > scratch.length) {
@@ -49,12 +55,39 @@ export const segmentOf = (
     const keys = scratch.write(key, end);
     const heads = scratch.write(text, end + keys);
     scratch.set(value, end + keys + heads);
-    places.push([end, keys, heads, value.byteLength]);
+    places.push(own ? [end, keys, heads, value.byteLength] : [end, keys, heads, value.byteLength, 1]);
     end += keys + heads + value.byteLength;
   }
   const body = new Uint8Array(end);
   body.set(scratch.subarray(0, end));
-  return [insertion, topic, partition, base, records.length, timestampMs, JSON.stringify(places), body];
+  return [
+    insertion,
+    topic,
+    partition,
+    base,
+    records.length,
+    timestampMs,
+    JSON.stringify(shared),
+    JSON.stringify(places),
+    body,
+  ];
+};
+
+/** The headers that are not the shared ones; undefined where the names, or their order, are others. */
+const differing = (
+  headers: OutRecord["headers"],
+  shared: OutRecord["headers"],
+  names: readonly string[],
+): OutRecord["headers"] | undefined => {
+  const own: Record<string, string> = {};
+  let i = 0;
+  for (const name in headers) {
+    if (name !== names[i]) return undefined;
+    i += 1;
+    const text = headers[name] as string;
+    if (text !== shared[name]) own[name] = text;
+  }
+  return i === names.length ? own : undefined;
 };
 
 /** Rows from the one with `position` on: as many as hold no more than so many records and bytes, at least one. */
@@ -70,7 +103,7 @@ const selection = `WITH first AS (SELECT max(base) AS base FROM segments WHERE t
     sum(size) OVER (ORDER BY s.base) AS bytes
     FROM (SELECT rowid, base, count, length(body) AS size FROM segments WHERE topic = ?1 AND partition = ?2
       AND base >= (SELECT base FROM first) ORDER BY base LIMIT ?4) AS s)
-  SELECT base, timestamp_ms, places, body FROM segments WHERE rowid IN (SELECT id FROM next
+  SELECT base, timestamp_ms, shared, places, body FROM segments WHERE rowid IN (SELECT id FROM next
     WHERE (records <= ?4 AND bytes <= ?5) OR base = (SELECT base FROM first)) ORDER BY base`;
 
 /** The records of such rows from `position` on. */
@@ -78,16 +111,20 @@ export const recordsOf = (topic: string, partition: number, position: number, ro
   rows.flatMap((row) => recordsOfRow(topic, partition, row).filter(({ offset }) => offset >= position));
 
 const recordsOfRow = (topic: string, partition: number, row: readonly SqlValue[]): InRecord[] => {
-  const [base, timestampMs, places, bytes] = row as [number, number, string, Uint8Array];
+  const [base, timestampMs, shared, places, bytes] = row as [number, number, string, string, Uint8Array];
+  const common = JSON.parse(shared) as Record<string, string>;
   const body = Buffer.from(bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.byteLength);
-  return (JSON.parse(places) as [number, number, number, number][]).map(([at, keys, heads, size], i) => ({
+  return (JSON.parse(places) as [number, number, number, number, 1?][]).map(([at, keys, heads, size, all], i) => ({
     topic,
     partition,
     offset: base + i,
     timestampMs,
     key: body.toString("utf8", at, at + keys),
     // Names begin with a letter, so their order is kept.
-    headers: Object.entries(JSON.parse(body.toString("utf8", at + keys, at + keys + heads)) as Record<string, string>),
+    headers: Object.entries<string>({
+      ...(all ? undefined : common),
+      ...JSON.parse(body.toString("utf8", at + keys, at + keys + heads)),
+    }),
     // Memory of its own: whoever keeps a value must not keep its neighbours.
     value: bytes.slice(at + keys + heads, at + keys + heads + size),
   }));
