@@ -1,6 +1,6 @@
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { RpcError } from "./errors.ts";
-import type { Peer } from "./identity.ts";
+import type { Caller, Peer } from "./identity.ts";
 import type { CallContext } from "./service-definition.ts";
 
 export const cancelled = () =>
@@ -33,16 +33,19 @@ export interface SurfaceCall {
 }
 
 /**
- * One call from its acceptance to its end. It ends exactly once, by `finish` or by `abort`; `onAbort` answers the caller, whether
- * or not the handler heeds its signal.
+ * One call from its acceptance to its end, and what its handler knows of it. It ends exactly once, by `finish` or by `abort`; `onAbort`
+ * answers the caller, whether or not the handler heeds its signal.
  */
-export class ActiveCall {
-  readonly ctx: CallContext;
+export class ActiveCall implements CallContext {
+  readonly caller: Caller;
+  readonly peerThumbprint: string;
+  readonly method: string;
+  readonly deadlineMs: number | undefined;
   onAbort: (reason: RpcError) => void = () => undefined;
   #ended = false;
   #reason: RpcError | undefined;
   #controller: AbortController | undefined;
-  readonly #release: () => void;
+  readonly #calls: CallSet;
   /** Ends the timers of this call; undefined: it has none. */
   readonly #timers: AbortController | undefined;
 
@@ -55,26 +58,18 @@ export class ActiveCall {
     /** It may not outlive its peer's certificate. For streams: what answers once has a deadline. */
     readonly untilExpiry: boolean;
     readonly clock: Clock;
-    readonly release: (call: ActiveCall) => void;
+    /** Of its kind: it is one of them until it ends. */
+    readonly calls: CallSet;
   }) {
     const { call, peer, method, capMs, clock } = options;
     const askedMs = Number(call.getDeadline());
     const deadlineMs = Math.min(askedMs, clock.now() + capMs);
-    const signal = () => this.#signal();
-    const isAborted = () => this.#reason !== undefined;
-    this.ctx = {
-      caller: peer.caller,
-      peerThumbprint: peer.thumbprint,
-      method,
-      deadlineMs: deadlineMs === Number.POSITIVE_INFINITY ? undefined : deadlineMs,
-      get aborted() {
-        return isAborted();
-      },
-      get signal() {
-        return signal();
-      },
-    };
-    this.#release = () => options.release(this);
+    this.caller = peer.caller;
+    this.peerThumbprint = peer.thumbprint;
+    this.method = method;
+    this.deadlineMs = deadlineMs === Number.POSITIVE_INFINITY ? undefined : deadlineMs;
+    this.#calls = options.calls;
+    this.#calls.add(this);
     // grpc-js says so at the end of every call, answered or not: an error nobody gets is not made.
     call.once("cancelled", () => {
       if (!this.ended) this.abort(clock.now() >= askedMs ? deadlineExceeded() : cancelled());
@@ -85,6 +80,19 @@ export class ActiveCall {
     if (options.untilExpiry) void this.#abortAtExpiry(peer.notAfterMs, clock);
   }
 
+  get aborted(): boolean {
+    return this.#reason !== undefined;
+  }
+
+  /** Made when first asked for: most handlers never do. */
+  get signal(): AbortSignal {
+    if (!this.#controller) {
+      this.#controller = new AbortController();
+      if (this.#reason) this.#controller.abort(this.#reason);
+    }
+    return this.#controller.signal;
+  }
+
   get ended(): boolean {
     return this.#ended;
   }
@@ -93,8 +101,8 @@ export class ActiveCall {
   finish(): boolean {
     if (this.ended) return false;
     this.#ended = true;
-    this.#timers?.abort();
-    this.#release();
+    this.#timers?.abort("ended");
+    this.#calls.delete(this);
     return true;
   }
 
@@ -114,15 +122,6 @@ export class ActiveCall {
     for (let leftMs = notAfterMs - clock.now(); leftMs > 0 && !this.ended; leftMs = notAfterMs - clock.now())
       await clock.sleep(Math.min(leftMs, longestSleepMs), this.#timers?.signal);
     this.abort(certificateExpired());
-  }
-
-  /** Made when first asked for: most handlers never do. */
-  #signal(): AbortSignal {
-    if (!this.#controller) {
-      this.#controller = new AbortController();
-      if (this.#reason) this.#controller.abort(this.#reason);
-    }
-    return this.#controller.signal;
   }
 }
 
@@ -149,14 +148,14 @@ export class CallSet implements Iterable<ActiveCall> {
   }
 
   add(call: ActiveCall): void {
-    const { uri } = call.ctx.caller;
+    const { uri } = call.caller;
     this.#calls.add(call);
     this.#byCaller.set(uri, (this.#byCaller.get(uri) ?? 0) + 1);
   }
 
   delete(call: ActiveCall): void {
     if (!this.#calls.delete(call)) return;
-    const { uri } = call.ctx.caller;
+    const { uri } = call.caller;
     const left = (this.#byCaller.get(uri) ?? 1) - 1;
     if (left > 0) this.#byCaller.set(uri, left);
     else this.#byCaller.delete(uri);

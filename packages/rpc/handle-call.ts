@@ -40,21 +40,19 @@ const admit = (call: Call, bound: BoundService, method: DescMethod, env: CallEnv
   if (!peer) throw new Error("a call passed without an identity");
   if (env.stopping) throw shuttingDown();
   const streams = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
-  const open = streams ? env.streams : env.unary;
-  open.assertRoomFor(peer.caller.uri);
+  const calls = streams ? env.streams : env.unary;
+  calls.assertRoomFor(peer.caller.uri);
   const capMs =
     bound.deadlineCapsMs[method.localName] ?? (streams ? Number.POSITIVE_INFINITY : env.limits.maxDeadlineMs);
-  const active = new ActiveCall({
+  return new ActiveCall({
     call,
     peer,
     method: methodName(method),
     capMs,
     untilExpiry: streams,
     clock: env.clock,
-    release: (ended) => open.delete(ended),
+    calls,
   });
-  open.add(active);
-  return active;
 };
 
 const traced = <T>(call: Call, name: string, work: () => Promise<T>): Promise<T> => {
@@ -88,7 +86,7 @@ const answerOnce = (
     return;
   }
   active.onAbort = (reason) => void (call.cancelled || fail(reason));
-  traced(call, name, async () => encodeResponse(method.output, await run(active.ctx))).then(
+  traced(call, name, async () => encodeResponse(method.output, await run(active))).then(
     (bytes) => void (active.finish() && respond(null, bytes)),
     (error) => void (active.finish() && fail(error)),
   );
@@ -123,7 +121,7 @@ const answerMany = (
       call.once("drain", resolve);
     });
   const pump = async () => {
-    const messages = (run(active.ctx) as AsyncIterable<unknown>)[Symbol.asyncIterator]();
+    const messages = (run(active) as AsyncIterable<unknown>)[Symbol.asyncIterator]();
     try {
       for (;;) {
         const step = await messages.next();

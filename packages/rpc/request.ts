@@ -57,6 +57,8 @@ export const parseRequest = <D extends DescMessage>(desc: D, bytes: Uint8Array):
   return message;
 };
 
-/** Encodes what a handler answered, which may be a plain init object. Throws on what does not fit the descriptor. */
+/** Encodes what a handler answered, a plain init object or the bytes themselves. Throws on what does not fit the descriptor. */
 export const encodeResponse = (desc: DescMessage, response: unknown): Buffer =>
-  bufferOf(toBinary(desc, create(desc, response as Record<string, unknown>)));
+  bufferOf(
+    response instanceof Uint8Array ? response : toBinary(desc, create(desc, response as Record<string, unknown>)),
+  );

@@ -21,9 +21,12 @@ export interface CallContext {
 type In<M extends DescMethod> = MessageShape<M["input"]>;
 type Out<M extends DescMethod> = MessageInitShape<M["output"]>;
 
-/** The async function that answers a method. It may answer a plain init object: `create()` is applied to it. */
+/**
+ * The async function that answers a method. It may answer a plain init object: `create()` is applied to it; or the message's bytes,
+ * where it has a faster way to them.
+ */
 export type Handler<M extends DescMethod> = M extends { methodKind: "unary" }
-  ? (request: In<M>, ctx: CallContext) => Promise<Out<M>> | Out<M>
+  ? (request: In<M>, ctx: CallContext) => Promise<Out<M> | Uint8Array> | Out<M>
   : M extends { methodKind: "server_streaming" }
     ? (request: In<M>, ctx: CallContext) => AsyncIterable<Out<M>>
     : M extends { methodKind: "client_streaming" }

@@ -4,6 +4,7 @@ import { type BoundService, bindService } from "@curfew/rpc/service-definition.t
 import type { Organisation } from "@curfew/runtime/organisation.ts";
 import { reportUses } from "./report.ts";
 import { openRequestChecks } from "./requests.ts";
+import { encodeVerifyTokenResponse } from "./response-codec.ts";
 import { type Verifier, verifyUses } from "./verify.ts";
 
 const notReady = () =>
@@ -30,7 +31,7 @@ export const verifierService = (organisation: Organisation, ready: () => Verifie
       const address = check.use(use, "use");
       check.assertRight();
       const [response] = await verifyUses(verifier(), [{ request, use, address }], ctx);
-      return response ?? {};
+      return encodeVerifyTokenResponse(response ?? {});
     },
     batchVerifyTokens: async ({ requests }, ctx) => {
       const check = checkFor(ctx);

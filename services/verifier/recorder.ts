@@ -58,6 +58,13 @@ interface Waiting {
   readonly entry: Entry;
 }
 
+const tooMany = () =>
+  new RpcError({
+    status: "RESOURCE_EXHAUSTED",
+    reason: "TOO_MANY_USES_WAITING",
+    message: `more than ${maxWaiting} uses wait to be recorded; retry later`,
+    retryDelayMs: 1_000,
+  });
 const busOut = () => new BusUnavailable("the bus does not take uses now");
 const isGone = (entry: Entry): boolean => entry.settled || entry.caller?.aborted === true;
 
@@ -83,22 +90,15 @@ class LaneRecorder implements Recorder {
     return this.#lanes.every((lane) => lane.reachable);
   }
 
-  async record(facts: readonly Fact[], caller: Waiter): Promise<void> {
-    if (caller.aborted) throw caller.signal.reason;
-    if (this.#closed || !this.reachable) throw busOut();
+  record(facts: readonly Fact[], caller: Waiter): Promise<void> {
+    if (caller.aborted) return Promise.reject(caller.signal.reason);
+    if (this.#closed || !this.reachable) return Promise.reject(busOut());
     if (this.#waiting() + facts.length > maxWaiting) for (const lane of this.#lanes) lane.dropGone();
-    if (this.#waiting() + facts.length > maxWaiting)
-      throw new RpcError({
-        status: "RESOURCE_EXHAUSTED",
-        reason: "TOO_MANY_USES_WAITING",
-        message: `more than ${maxWaiting} uses wait to be recorded; retry later`,
-        retryDelayMs: 1_000,
-      });
-    await this.#enqueue(facts, caller);
+    return this.#waiting() + facts.length > maxWaiting ? Promise.reject(tooMany()) : this.#enqueue(facts, caller);
   }
 
-  async follow(records: readonly OutRecord[]): Promise<void> {
-    await this.#enqueue(
+  follow(records: readonly OutRecord[]): Promise<void> {
+    return this.#enqueue(
       records.map((record) => ({ record })),
       undefined,
     );
@@ -203,7 +203,7 @@ class Lane {
     try {
       await this.#producer.send(batch.map(({ fact }) => fact.record));
     } finally {
-      sent.abort();
+      sent.abort("sent");
       this.#stalled = false;
       await impatient;
     }

@@ -69,33 +69,49 @@ export const verifyUses = async (
   asked: readonly AskedUse[],
   ctx: CallContext,
 ): Promise<Response[]> => {
-  const pending = await Promise.all(asked.map((one) => decideUse(verifier, one, ctx)));
+  const deciding = asked.map((one) => decideUse(verifier, one, ctx));
+  const pending = deciding.some(isPromise) ? await Promise.all(deciding) : (deciding as Pending[]);
   const facts = pending.flatMap(({ fact }) => fact ?? []);
   if (facts.length > 0) await verifier.recorder.record(facts, ctx);
   // Synchronous from here to the reply: whatever is acknowledged to `revocation` has been looked at.
   return pending.map((one) => answer(verifier, one, ctx));
 };
 
-const decideUse = async (verifier: Verifier, asked: AskedUse, ctx: CallContext): Promise<Pending> => {
-  const { unknownAttempts, clock } = verifier;
-  const { use, address } = asked;
-  const decision = await decideFresh(verifier, asked, ctx);
-  const { reason } = decision;
-  if (reason === Reason.MALFORMED || reason === Reason.UNKNOWN) {
-    unknownAttempts.add(ctx.caller.name, reason, address?.network ?? "", clock.now());
-    return { decision, useId: "", fact: undefined };
-  }
-  return recorded(verifier, use, decision, await pseudonymOf(verifier, use, address), ctx);
+const isPromise = (value: unknown): boolean => value instanceof Promise;
+
+/** At once where nothing has to be waited for, as nearly always: a promise for each step costs more than the decision. */
+const decideUse = (verifier: Verifier, asked: AskedUse, ctx: CallContext): Pending | Promise<Pending> => {
+  const { request, address } = asked;
+  const hash = hashOf(request);
+  const decision = hash ? decideNow(verifier, asked, hash, ctx) : malformed;
+  const isFinal =
+    !hash || !needsFreshness(decision.reason) || (request.atLeast.length === 0 && verifier.watcher.isLive());
+  if (!isFinal)
+    return decideFresh(verifier, asked, hash, ctx).then((fresh) => withAddress(verifier, asked, fresh, ctx));
+  return address ? withAddress(verifier, asked, decision, ctx) : recorded(verifier, asked, decision, "", ctx);
+};
+
+const malformed: Decision = { reason: Reason.MALFORMED, generation: undefined };
+
+const isUnknown = ({ reason }: Decision): boolean => reason === Reason.MALFORMED || reason === Reason.UNKNOWN;
+
+const withAddress = async (verifier: Verifier, asked: AskedUse, decision: Decision, ctx: CallContext) => {
+  const pseudonym = isUnknown(decision) ? "" : await pseudonymOf(verifier, asked.use, asked.address);
+  return recorded(verifier, asked, decision, pseudonym, ctx);
 };
 
 const recorded = (
-  { facts, instance, clock }: Verifier,
-  use: UseRequest,
+  { facts, instance, clock, unknownAttempts }: Verifier,
+  { use, address }: AskedUse,
   decision: Decision,
   addressPseudonym: string,
   ctx: CallContext,
 ): Pending => {
   const { reason, generation } = decision;
+  if (isUnknown(decision)) {
+    unknownAttempts.add(ctx.caller.name, reason, address?.network ?? "", clock.now());
+    return { decision, useId: "", fact: undefined };
+  }
   const useId = facts.newUseId();
   const tokenId = generation?.token.id ?? "";
   const resourceService = ctx.caller.name;
@@ -115,18 +131,17 @@ const recorded = (
   return { decision, useId, fact: reason === Reason.OK ? { record, unanswered } : { record } };
 };
 
-/** The decision by what is known now; where more of the log could change it, only by a fresh verifier that has read what is asked. */
-const decideFresh = async (verifier: Verifier, asked: AskedUse, ctx: CallContext): Promise<Decision> => {
-  const { feed, watcher, clock } = verifier;
-  const { request } = asked;
-  const hash = hashOf(request);
-  if (!hash) return { reason: Reason.MALFORMED, generation: undefined };
-  const first = decideNow(verifier, asked, hash, ctx);
-  if (!needsFreshness(first.reason)) return first;
-  if (request.atLeast.length === 0 && watcher.isLive()) return first;
+/** Where more of the log could change the decision, only by a fresh verifier that has read what is asked. */
+const decideFresh = async (
+  verifier: Verifier,
+  asked: AskedUse,
+  hash: Uint8Array,
+  ctx: CallContext,
+): Promise<Decision> => {
+  const { feed, clock } = verifier;
   const untilMs = Math.min(clock.now() + freshWaitMs, ctx.deadlineMs ?? Number.POSITIVE_INFINITY);
   const waitMs = () => Math.max(0, untilMs - clock.now());
-  const has = await feed.reached(past(request.atLeast), waitMs());
+  const has = await feed.reached(past(asked.request.atLeast), waitMs());
   const isFresh = has && (await verifier.liveWithin(waitMs()));
   const decision = decideNow(verifier, asked, hash, ctx);
   return isFresh || !needsFreshness(decision.reason) ? decision : { ...decision, reason: Reason.STALE_VERIFIER };
