@@ -3,7 +3,7 @@
  * bytes, sign bit cleared, modulo `count`. Any other client that writes or looks up by key then agrees.
  */
 export const partitionFor = (key: string, count: number): number =>
-  (murmur2(Buffer.from(key, "utf8")) & 0x7fffffff) % count;
+  count === 1 ? 0 : (murmur2(Buffer.from(key, "utf8")) & 0x7fffffff) % count;
 
 const multiplier = 0x5bd1e995;
 

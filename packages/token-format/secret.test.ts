@@ -75,10 +75,15 @@ test("what is stored is the HMAC under the pepper of the secret's SHA-256", () =
   const secret = mintSecret("x", systemRandom);
   const sha = createHash("sha256").update(secret).digest();
   expect(Buffer.from(secretHash(secret)).equals(sha)).toBe(true);
-  const pepper = Buffer.alloc(32, 5);
-  const expected = createHmac("sha256", pepper).update(sha).digest();
-  expect(Buffer.from(digest(createSecretKey(pepper), sha)).equals(expected)).toBe(true);
-  expect(() => digest(createSecretKey(pepper), Buffer.from(secret))).toThrow(RangeError);
+  for (const bytes of [1, 32, 64]) {
+    const pepper = systemRandom(bytes);
+    const key = createSecretKey(pepper);
+    // Twice: the second finds the key prepared.
+    for (const hashed of [sha, createHash("sha256").update(pepper).digest()])
+      expect(Buffer.from(digest(key, hashed))).toEqual(createHmac("sha256", pepper).update(hashed).digest());
+    expect(() => digest(key, Buffer.from(secret))).toThrow(RangeError);
+  }
+  expect(() => digest(createSecretKey(Buffer.alloc(65)), sha)).toThrow(RangeError);
 });
 
 test("a token id holds the first 122 bits of the request key, in order, and nothing else", () => {
