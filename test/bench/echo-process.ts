@@ -1,8 +1,13 @@
+import { randomUUID } from "node:crypto";
 import { openTestSuite, trustDomain } from "@curfew/rpc/testing/suite.ts";
 import { Server, ServerCredentials, type UntypedServiceImplementation } from "@grpc/grpc-js";
 import { answer } from "./child.ts";
 
-/** The bound of every unary call: grpc-js itself over mutual TLS 1.3, bytes in, the same bytes out. */
+/**
+ * The bound of every unary call: grpc-js itself over mutual TLS 1.3, bytes in, the same bytes out; with `insertBytes` it inserts so many
+ * into a store of ours first.
+ */
+const { insertBytes = 0 } = JSON.parse(process.argv[2] ?? "{}") as { readonly insertBytes?: number };
 const suite = await openTestSuite();
 const { caPem, identity } = await suite.parts("echo");
 const { certPem, keyPem } = identity.current();
@@ -16,10 +21,17 @@ const echo = {
   responseSerialize: same,
   responseDeserialize: same,
 };
+const rows = await (await suite.store("echo")).collection("commits");
+const doc = Buffer.alloc(insertBytes, 1);
 const server = new Server({ "grpc.enable_channelz": 0 });
+type Call = { readonly request: Buffer };
+type Respond = (error: null, bytes: Buffer) => void;
+const inserting = async ({ request }: Call, respond: Respond) => {
+  await rows.insert({ _id: `tokens/tok_${randomUUID()}@0000000001`, doc });
+  respond(null, request);
+};
 const implementation: UntypedServiceImplementation = {
-  echo: (call: { readonly request: Buffer }, respond: (error: null, bytes: Buffer) => void) =>
-    respond(null, call.request),
+  echo: insertBytes > 0 ? inserting : ({ request }: Call, respond: Respond) => respond(null, request),
 };
 server.addService({ echo }, implementation);
 const pair = { cert_chain: Buffer.from(certPem), private_key: Buffer.from(keyPem) };
