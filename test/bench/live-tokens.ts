@@ -50,7 +50,7 @@ export const openLiveTokens = async (
     log,
     logLevel: "warn",
     // As embedded, who is not asked is not started. Of two replicas of revocation one hears of what the other commits from Kafka alone.
-    replicas: { revocation: 2, verifier: 2, auditor: 0, "breach-notifier": 0 },
+    replicas: { revocation: 2, verifier: 1, auditor: 0, "breach-notifier": 0 },
   });
   const cast = openCast(() => suite.endpoints, dataDir);
   const admin = cast.client(IssuerService, "issuer", "person/ada");
