@@ -20,14 +20,22 @@ export const segmentTables: readonly Statement[] = [
        count INTEGER NOT NULL, timestamp_ms INTEGER NOT NULL, shared TEXT NOT NULL, places TEXT NOT NULL, body BLOB NOT NULL) STRICT`,
   ],
   ["CREATE UNIQUE INDEX IF NOT EXISTS segment_places ON segments (topic, partition, base)"],
+  ["DROP VIEW IF EXISTS records"],
   [
-    `CREATE VIEW IF NOT EXISTS records AS SELECT topic, partition, offset, timestamp_ms,
+    `CREATE VIEW records AS SELECT topic, partition, offset, timestamp_ms,
        CAST(substr(body, at + 1, keys) AS TEXT) AS key, json_patch(shared, CAST(substr(body, at + keys + 1, heads) AS TEXT)) AS headers,
        substr(body, at + keys + heads + 1, size) AS value FROM ${eachRecord}`,
   ],
 ];
 
-const insertion = "INSERT INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?)";
+/** The column that files made before there were shared headers lack: their rows share none. */
+export const sharedColumn = {
+  absent: "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM pragma_table_info('segments') WHERE name = 'shared')",
+  add: "ALTER TABLE segments ADD COLUMN shared TEXT NOT NULL DEFAULT '{}'",
+} as const;
+
+const insertion = `INSERT INTO segments (topic, partition, base, count, timestamp_ms, shared, places, body)
+  VALUES (?, ?, ?, ?, ?, ?, ?, ?)`;
 let scratch = Buffer.allocUnsafeSlow(64 * 1024);
 
 /** The row of records of one partition, in their order; at least one. */

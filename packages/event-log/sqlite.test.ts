@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
 import { fileURLToPath } from "node:url";
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
 import { openSqliteWriter } from "@curfew/document-store/sqlite-writer.ts";
@@ -169,6 +170,25 @@ it("a file keeps the partitions that its topic has: keys stay where they are", a
   const again = await openSqliteBus({ file, epochs, clock, topics: { uses: 1, tokens: 1 } });
   expect([await again.ends("uses"), await again.ends("tokens")]).toEqual([[0, 0, 0], [0]]);
   await again.close();
+});
+
+it("opens a file made before rows had shared headers, reads it and appends to it", async () => {
+  const file = join(folderOf(), "bus.db");
+  const db = new DatabaseSync(file);
+  db.exec(`CREATE TABLE segments (topic TEXT NOT NULL, partition INTEGER NOT NULL, base INTEGER NOT NULL,
+    count INTEGER NOT NULL, timestamp_ms INTEGER NOT NULL, places TEXT NOT NULL, body BLOB NOT NULL) STRICT;
+    CREATE TABLE lanes (topic TEXT, partition INTEGER, PRIMARY KEY (topic, partition)) STRICT;
+    CREATE VIEW records AS SELECT 1 AS old; INSERT INTO lanes VALUES ('uses', 0)`);
+  const body = Buffer.from('k{"ce_id":"1"}x');
+  db.prepare("INSERT INTO segments VALUES ('uses', 0, 0, 1, 5000, '[[0,1,13,1]]', ?)").run(body);
+  db.close();
+  const bus = await openSqliteBus({ file, epochs: await epochsIn(":memory:"), clock, topics: { uses: 1 } });
+  const producer = await bus.openProducer({ topic: "uses", name: "verifier/1" });
+  await producer.send([textRecord("y")]);
+  const records = await readAll(bus, "uses");
+  expect(records.map(textOf)).toEqual(["x", "y"]);
+  expect(records[0]).toMatchObject({ key: "k", offset: 0, headers: [["ce_id", "1"]] });
+  await bus.close();
 });
 
 it("dates records by the clock, never backwards within a partition, also over a restart", async () => {

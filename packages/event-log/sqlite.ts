@@ -22,7 +22,7 @@ import {
 import type { ChainedRecord } from "./chain.ts";
 import { NothingSent, openChainedProducer } from "./chained-producer.ts";
 import type { EpochRow } from "./epochs.ts";
-import { segmentOf, segmentTables } from "./sqlite-segments.ts";
+import { segmentOf, segmentTables, sharedColumn } from "./sqlite-segments.ts";
 import { type Feed, SqliteSubscription } from "./sqlite-subscription.ts";
 
 export interface SqliteBusSettings {
@@ -83,6 +83,7 @@ const prepare = async (
          AS next_offset FROM lanes`,
     ],
   );
+  if ((await writer.run(sharedColumn.absent)).rows.length > 0) await writer.run(sharedColumn.add);
   const { rows } = await writer.run(
     `SELECT topic, next_offset, (SELECT timestamp_ms FROM segments WHERE segments.topic = partitions.topic
        AND segments.partition = partitions.partition ORDER BY base DESC LIMIT 1)

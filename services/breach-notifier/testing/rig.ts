@@ -17,7 +17,6 @@ import {
 import type { Bus, Producer } from "@curfew/event-log/bus.ts";
 import { encodeEvent } from "@curfew/event-log/envelope.ts";
 import { eventTypeOf, topicNames } from "@curfew/event-log/event-types.ts";
-import { partitionFor } from "@curfew/event-log/partition.ts";
 import { interruptibleBus, interruptibleStore } from "@curfew/rpc/testing/outages.ts";
 import { shiftedClock } from "@curfew/rpc/testing/shifted-clock.ts";
 import { openTestSuite } from "@curfew/rpc/testing/suite.ts";
@@ -47,7 +46,6 @@ people:
 `;
 
 const hourMs = 3_600_000;
-const usePartitions = 12;
 
 export const tokenIdOf = (n: number) => `tok_00000000-0000-8000-8000-${String(n).padStart(12, "0")}`;
 
@@ -76,9 +74,8 @@ export const openRig = async () => {
       ...(!isUse && { sequence }),
       ...(o.id !== undefined && { id: o.id }),
     });
-    const partition = isUse ? partitionFor(subject, usePartitions) : 0;
-    const [offset = 0] = await (await producer).send([{ partition, key: subject, ...event }]);
-    return { id: event.headers.ce_id ?? "", position: { topic, partition, offset: BigInt(offset) } };
+    const [offset = 0] = await (await producer).send([{ partition: 0, key: subject, ...event }]);
+    return { id: event.headers.ce_id ?? "", position: { topic, partition: 0, offset: BigInt(offset) } };
   };
 
   const issue = (tokenId: string, o: { dataCategories?: string[]; audiences?: string[]; atMs?: number } = {}) =>
