@@ -56,7 +56,7 @@ const batchUses = 256;
 const batchBytes = 512 * 1024;
 /** Half of the second that a report may be late: the other half is the report's own. */
 const flushAfterMs = 500;
-const maxInFlight = 4;
+const maxInFlight = 8;
 const callDeadlineMs = 10_000;
 const retryBaseMs = 100;
 const retryCapMs = 2_000;
@@ -152,17 +152,18 @@ class BufferedReporter implements UseReporter {
   }
 
   decided(use: CachedUse): void {
+    const encoded = encodeCachedUse(use, this.#sequence + 1);
     this.#places += 1;
     this.#sequence += 1;
-    const encoded = encodeCachedUse(use, this.#sequence);
     this.#add(encoded, this.#sequence, use.decidedMs, 0);
   }
 
   completed(use: CompletedUse, last: boolean): void {
+    const encoded = encodeCompletedUse(use);
     if (!last) this.#places += 1;
     const bytes = estimatedBytes(use.people);
     this.#bytes += bytes;
-    this.#add(encodeCompletedUse(use), 0, Number.POSITIVE_INFINITY, bytes);
+    this.#add(encoded, 0, Number.POSITIVE_INFINITY, bytes);
   }
 
   reported(): Reported {

@@ -8,6 +8,9 @@ interface Waiter {
   settle(admitted: boolean): void;
 }
 
+/** Node's timers hold 24 days. */
+const longestSleepMs = 600_000;
+
 export class WaitingRoom {
   readonly #clock: Clock;
   readonly #max: number;
@@ -73,7 +76,8 @@ export class WaitingRoom {
     this.#patience?.over.abort();
     const patience = { untilMs, over: new AbortController() };
     this.#patience = patience;
-    void this.#clock.sleep(Math.max(0, untilMs - this.#clock.monotonicMs()), patience.over.signal).then(() => {
+    const sleepMs = Math.min(Math.max(0, untilMs - this.#clock.monotonicMs()), longestSleepMs);
+    void this.#clock.sleep(sleepMs, patience.over.signal).then(() => {
       if (patience.over.signal.aborted) return;
       this.#patience = undefined;
       const nowMs = this.#clock.monotonicMs();

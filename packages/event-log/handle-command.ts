@@ -62,7 +62,11 @@ interface Written<Event> {
 }
 
 /** Streams folded as far as they were last seen. A stale entry is harmless: a stream is always read upward from it. */
-const openFolds = <State, Event extends Message>(streams: EventStreams, decider: Decider<State, never, Event>) => {
+const openFolds = <State, Event extends Message>(
+  streams: EventStreams,
+  decider: Decider<State, never, Event>,
+  clock: Clock,
+) => {
   // Least recently used first.
   const cache = new Map<string, Folded<State>>();
 
@@ -84,7 +88,7 @@ const openFolds = <State, Event extends Message>(streams: EventStreams, decider:
       if (!next) return folded;
       folded = extend(stream, folded, next.events as Event[]);
     }
-  });
+  }, clock);
 
   return { extend, load, none, isKnown: (stream: string) => cache.has(stream) };
 };
@@ -95,7 +99,7 @@ export const openAggregates = <State, Command, Event extends Message>(parts: {
   clock: Clock;
 }): Aggregates<State, Command, Event> => {
   const { streams, decider, clock } = parts;
-  const folds = openFolds(streams, decider);
+  const folds = openFolds(streams, decider, clock);
 
   /** What an earlier try of the same command has written after all. A version that is not in the stream yet is still to be fought for. */
   const writtenUpTo = async (version: number, uncertain: readonly Written<Event>[]) => {

@@ -1,4 +1,5 @@
-import { describe, expect, it } from "vitest";
+import { systemClock } from "@curfew/runtime/clock.ts";
+import { describe, expect, it, vi } from "vitest";
 import { sharedByKey } from "./shared.ts";
 
 /** Work that ends when it is told to, and how often it began. */
@@ -8,12 +9,24 @@ const openWork = () => {
     const end = Promise.withResolvers<number>();
     begun.push({ key, end });
     return end.promise;
-  });
+  }, systemClock);
   return { begun, ask };
 };
 const turn = () => new Promise((resolve) => setImmediate(resolve));
 
 describe("shared work", () => {
+  it("that hangs does not hold back those who ask after it", async () => {
+    const { begun, ask } = openWork();
+    const hung = ask("a");
+    await turn();
+    const late = ask("a");
+    await vi.waitFor(() => expect(begun).toHaveLength(2), { timeout: 5_000 });
+    begun[1]?.end.resolve(2);
+    expect(await late).toBe(2);
+    begun[0]?.end.resolve(1);
+    expect(await hung).toBe(1);
+  });
+
   it("is done once for all who ask in a turn, and once more, begun afterwards, for all who ask while it is done", async () => {
     const { begun, ask } = openWork();
     const early = [ask("a"), ask("a")];

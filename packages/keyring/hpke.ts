@@ -60,7 +60,11 @@ const hmac = (key: Uint8Array, ...data: Uint8Array[]): Buffer => {
     outer[i] = 0x5c ^ (key[i] as number);
   }
   outer.set(hash("sha256", inner, "buffer"), blockBytes);
-  return hash("sha256", outer, "buffer");
+  const mac = hash("sha256", outer, "buffer");
+  // They hold the key, in memory that Node gives to others next.
+  inner.fill(0);
+  outer.fill(0);
+  return mac;
 };
 const labeled = (suite: string, label: string): Buffer => Buffer.from(`HPKE-v1${suite}${label}`, "latin1");
 const labeledExtract = (suite: string, salt: Uint8Array, label: string, ikm: Uint8Array): Buffer =>

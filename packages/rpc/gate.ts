@@ -19,6 +19,18 @@ const sha256 = (bytes: Uint8Array) => hash("sha256", bytes, "buffer");
 const sessionOf = (call: ServerInterceptingCallInterface): Http2Session | undefined =>
   (call as unknown as { stream?: { session?: Http2Session } }).stream?.session;
 
+/**
+ * How much a known client may send before it is read: HTTP/2's 64 KB are less than one report of uses, so that client and server waited
+ * for each other's turns of the event loop. grpc-js has no option for it. It bounds what a connection holds.
+ */
+const connectionWindowBytes = 2 * 1024 * 1024;
+const streamWindowBytes = 256 * 1024;
+
+const widen = (session: Http2Session): void => {
+  session.setLocalWindowSize(connectionWindowBytes);
+  session.settings({ initialWindowSize: streamWindowBytes });
+};
+
 const unauthenticated = (message: string): RpcFailure => ({
   status: "UNAUTHENTICATED",
   reason: "UNAUTHENTICATED",
@@ -45,7 +57,10 @@ export const createGate = (options: {
     const cached = session && known.get(session);
     if (cached) return cached;
     const peer = peerOfCertificate(call.getAuthContext().sslPeerCertificate, trustDomain, sha256);
-    if (session && peer) known.set(session, peer);
+    if (session && peer) {
+      known.set(session, peer);
+      widen(session);
+    }
     return peer;
   };
   const isExpired = ({ notAfterMs }: Peer) => notAfterMs <= clock.now();

@@ -22,6 +22,7 @@ const padsFor = (key: KeyObject): Pads => {
   const padded = (mask: number) =>
     Uint8Array.from({ length: blockBytes + hashBytes }, (_, i) => (i < blockBytes ? mask ^ (bytes[i] ?? 0) : 0));
   const pads = { inner: padded(0x36), outer: padded(0x5c) };
+  bytes.fill(0);
   padsOf.set(key, pads);
   return pads;
 };

@@ -4,6 +4,7 @@ import type { Collection } from "@curfew/document-store/port.ts";
 import type { Aggregates } from "@curfew/event-log/handle-command.ts";
 import { sharedByKey } from "@curfew/event-log/shared.ts";
 import type { CommitDoc } from "@curfew/event-log/streams.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
 import { type PolicyState, type PublishPolicy, policyStream } from "./domain/records.ts";
 import type { RejectionCode } from "./domain/requests.ts";
 import type { Policy } from "./policy.ts";
@@ -21,6 +22,7 @@ const afterPrefix = `${prefix.slice(0, -1)}0`;
 export const openPolicyBook = (parts: {
   readonly commits: Collection<CommitDoc>;
   readonly policies: Aggregates<PolicyState, PublishPolicy, PolicyPublished>;
+  readonly clock: Pick<Clock, "sleep">;
 }): PolicyBook => {
   const names = new Set<string>();
 
@@ -40,7 +42,7 @@ export const openPolicyBook = (parts: {
   const read = sharedByKey(async (which: "known" | "all") => {
     if (which === "all") await discover();
     return await load();
-  });
+  }, parts.clock);
 
   return {
     async judge(use) {

@@ -47,7 +47,7 @@ const openCore = async (parts: IssuerParts) => {
     aggregates,
     usedRequests: await openUsedRequests(parts),
     identities: openAggregates({ streams, decider: identityDecider, clock }),
-    policyBook: openPolicyBook({ commits: streams.commits, policies: aggregates.policies }),
+    policyBook: openPolicyBook({ commits: streams.commits, policies: aggregates.policies, clock }),
     book: openTokenBook(),
   };
 };

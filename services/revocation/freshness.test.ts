@@ -11,11 +11,11 @@ describe("rounds of reads for marks", () => {
 
   it("take a quarter of a slow store's time", () => {
     expect(nextRoundMs(20, markEveryMs)).toBe(80);
-    expect(nextRoundMs(140, markEveryMs)).toBe(560);
+    expect(nextRoundMs(90, markEveryMs)).toBe(360);
   });
 
   it("rest the less the more a ping's 2 s are needed", () => {
-    expect(nextRoundMs(400, markEveryMs)).toBe(600);
+    expect(nextRoundMs(150, markEveryMs)).toBe(400);
     expect(nextRoundMs(900, markEveryMs)).toBe(900);
   });
 });

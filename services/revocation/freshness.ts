@@ -35,7 +35,7 @@ const warnEveryMs = 10_000;
 /** With its rest a round lasts this many times its reading: a slow store is not kept busy with reads for marks, which slow it further. */
 const readTimes = 4;
 /** But no rest makes more of a round than this: a ping, of which there is a new one every 500 ms, is to be answered within 2 s. */
-const mostEveryMs = 600;
+const mostEveryMs = 400;
 
 /** Time from the beginning of a round that took so long to that of the next. */
 export const nextRoundMs = (tookMs: number, markEveryMs: number): number =>

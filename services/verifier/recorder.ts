@@ -177,9 +177,12 @@ class Lane {
       this.#open = batch;
       try {
         await this.#send(batch);
-        for (const [i, waiting] of batch.entries()) {
-          if (i > 0 && i % answersPerTurn === 0) await nextTurn();
-          this.#durable(waiting);
+        let answered = 0;
+        for (const waiting of batch) {
+          if (this.#durable(waiting)) answered += 1;
+          if (answered < answersPerTurn) continue;
+          answered = 0;
+          await nextTurn();
         }
       } catch (error) {
         // Refused or closed: the callers are told, and an allowed answer was given to none of them.
@@ -209,14 +212,17 @@ class Lane {
     }
   }
 
-  #durable({ fact, entry }: Waiting): void {
+  /** Whether it was the last of its call's, and that is answered. */
+  #durable({ fact, entry }: Waiting): boolean {
     entry.left -= 1;
     if (isGone(entry)) {
       settle(entry, () => entry.reject(entry.caller?.signal.reason));
-      if (!fact.unanswered) return;
       // Only closing rejects it, and then the use counts with its declared maximum.
-      this.#follow(fact.unanswered()).catch(() => undefined);
-    } else if (entry.left === 0) settle(entry, entry.resolve);
+      if (fact.unanswered) this.#follow(fact.unanswered()).catch(() => undefined);
+      return false;
+    }
+    if (entry.left === 0) settle(entry, entry.resolve);
+    return entry.left === 0;
   }
 
   /** The next batch, without what nobody waits for any more. */

@@ -18,12 +18,27 @@ import { freshWaitMs, pseudonymOf, type Verifier } from "./verify.ts";
  * Uses that an SDK answered by itself, and what accesses touched, become facts as they are reported, in the name of the calling
  * resource service; people and addresses become pseudonyms first. Answers once all is durable; repeating it repeats the same ce_ids.
  */
-export const reportUses = async (
+export const reportUses = (
   verifier: Verifier,
   request: ReportUsesRequest,
   check: RequestCheck,
   ctx: CallContext,
-): Promise<{ readonly acknowledgedSequence: bigint }> => {
+): Promise<Acknowledged> =>
+  // No `await` here: the request would be held while its facts become durable, and be copied by every collection of garbage till then.
+  factsOf(verifier, request, check, ctx).then(({ facts, acknowledgedSequence }) =>
+    verifier.recorder.record(facts, ctx).then(() => ({ acknowledgedSequence })),
+  );
+
+interface Acknowledged {
+  readonly acknowledgedSequence: bigint;
+}
+
+const factsOf = async (
+  verifier: Verifier,
+  request: ReportUsesRequest,
+  check: RequestCheck,
+  ctx: CallContext,
+): Promise<Acknowledged & { readonly facts: readonly Fact[] }> => {
   const { cachedUses, completedUses } = request;
   const addresses = cachedUses.map((use, i) => check.cachedUse(use, i));
   for (let i = 0; i < completedUses.length; i += 1) check.completedUse(completedUses[i] as CompletedUse, i);
@@ -51,11 +66,10 @@ export const reportUses = async (
   const completedAt = timestampFromMs(verifier.clock.now());
   for (const [i, part] of completedUses.entries())
     facts.push({ record: completedRecord(verifier, part, completedAt, people[i] ?? nobody, ctx) });
-  await verifier.recorder.record(facts, ctx);
   let acknowledgedSequence = 0n;
   for (const { instanceSequence } of cachedUses)
     if (instanceSequence > acknowledgedSequence) acknowledgedSequence = instanceSequence;
-  return { acknowledgedSequence };
+  return { facts, acknowledgedSequence };
 };
 
 const nobody: string[] = [];

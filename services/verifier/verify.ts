@@ -69,7 +69,14 @@ export const verifyUses = async (
   asked: readonly AskedUse[],
   ctx: CallContext,
 ): Promise<Response[]> => {
-  const deciding = asked.map((one) => decideUse(verifier, one, ctx));
+  const deciding = asked.map((one) => {
+    try {
+      return decideUse(verifier, one, ctx);
+    } catch (error) {
+      // Others may be on their way: thrown here, nobody would wait for them.
+      return Promise.reject(error);
+    }
+  });
   const pending = deciding.some(isPromise) ? await Promise.all(deciding) : (deciding as Pending[]);
   const facts = pending.flatMap(({ fact }) => fact ?? []);
   if (facts.length > 0) await verifier.recorder.record(facts, ctx);

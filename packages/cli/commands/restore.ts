@@ -5,7 +5,7 @@ import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { ownTopics } from "@curfew/event-log/own-topic.ts";
 import { restoreStore } from "@curfew/event-log/restore.ts";
 import { openSqliteBus } from "@curfew/event-log/sqlite.ts";
-import { topics } from "@curfew/event-log/topics.ts";
+import { embeddedTopics } from "@curfew/event-log/topics.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import { DirectoryInUse, lockDirectory } from "@curfew/runtime/exclusive.ts";
 import { buildCommand } from "@stricli/core";
@@ -35,7 +35,7 @@ const openBus = async (dataDir: string) => {
     file: join(dataDir, "bus.db"),
     epochs: await epochs.collection<EpochRow>("epochs"),
     clock: systemClock,
-    topics: Object.fromEntries(topics.map((topic) => [topic.name, topic.partitions])),
+    topics: embeddedTopics,
   });
   return { bus, close: () => bus.close().then(() => epochs.close()) };
 };
