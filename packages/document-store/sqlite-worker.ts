@@ -31,8 +31,9 @@ const failure = (error: unknown): Failure => ({
   message: error instanceof Error ? error.message : String(error),
 });
 
-const open = (file: string): DatabaseSync => {
+const open = (file: string, pageBytes: number): DatabaseSync => {
   const db = new DatabaseSync(file, { timeout: busyTimeoutMs });
+  db.exec(`PRAGMA page_size = ${pageBytes}`);
   const mode = db.prepare("PRAGMA journal_mode = WAL").get() as { journal_mode: string };
   if (file !== ":memory:" && mode.journal_mode !== "wal")
     throw new Error("the file system cannot hold a write-ahead log");
@@ -151,8 +152,8 @@ const serve = (port: NonNullable<typeof parentPort>, db: DatabaseSync): void => 
 
 if (!parentPort) throw new Error("sqlite-worker.ts runs in a worker thread only");
 try {
-  const { file } = workerData as { file: string };
-  serve(parentPort, open(file));
+  const { file, pageBytes } = workerData as { file: string; pageBytes: number };
+  serve(parentPort, open(file, pageBytes));
   parentPort.postMessage("open");
 } catch (error) {
   parentPort.postMessage(failure(error));

@@ -50,6 +50,8 @@ export interface SqliteWriter {
 export interface SqliteWriterOptions {
   /** Path of the file, made if absent, or ":memory:". One process opens a file at a time. */
   readonly file: string;
+  /** Of a new file: larger ones suit large rows, which are written page by page. Default 4096. A file keeps what it was made with. */
+  readonly pageBytes?: number;
   /** Jobs given and not yet answered; past it `StoreUnavailable`. */
   readonly maxQueuedJobs?: number;
   /** Bytes of the parameters of these jobs; past it `StoreUnavailable`. */
@@ -68,7 +70,7 @@ export const openSqliteWriter = (options: SqliteWriterOptions): Promise<SqliteWr
   new Promise((resolve, reject) => {
     // Flags and environment of the parent (a test runner's, secrets) are none of this thread's business.
     const worker = new Worker(new URL("./sqlite-worker.ts", import.meta.url), {
-      workerData: { file: options.file },
+      workerData: { file: options.file, pageBytes: options.pageBytes ?? 4096 },
       execArgv: ["--disable-warning=ExperimentalWarning"],
       env: {},
     });

@@ -38,10 +38,12 @@ export interface SqliteBus extends Bus {
 }
 
 const askMs = 5000;
+/** An append is one row of up to megabytes. */
+const pageBytes = 16_384;
 
 /** Opens or makes the file (or ":memory:"). Rejects with BusUnavailable when that cannot be done. */
 export const openSqliteBus = async (settings: SqliteBusSettings & { readonly file: string }): Promise<SqliteBus> => {
-  const writer = await openSqliteWriter({ file: settings.file }).catch(rethrow);
+  const writer = await openSqliteWriter({ file: settings.file, pageBytes }).catch(rethrow);
   try {
     return await sqliteBus(writer, settings);
   } catch (error) {
