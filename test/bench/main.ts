@@ -1,10 +1,10 @@
-import { fork } from "node:child_process";
+import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { type Figure, printed } from "./figures.ts";
 
-const usage = `npm run bench -- [--quick] [--live] [NAME…]
+const usage = `npm run bench -- [--quick] [--live] [--fsync-ms N] [NAME…]
 
   unary         VerifyToken, its use durable before the answer / a raw grpc-js echo
   local         decisions of one SDK from its cache, every use flushed to a durable bus
@@ -12,6 +12,8 @@ const usage = `npm run bench -- [--quick] [--live] [NAME…]
   create        CreateToken acknowledged / SQLite inserts of the same bytes, one commit each
   memory        a verifier's memory per live token
   start         warm npm start to ready
+
+--fsync-ms N: as on a disk whose fsync takes N ms longer (strace delays it), for ours and for the peer alike.
 `;
 
 interface Options {
@@ -41,6 +43,7 @@ const readArguments = () => {
       options: {
         quick: { type: "boolean", default: false },
         live: { type: "boolean", default: false },
+        "fsync-ms": { type: "string", default: "0" },
         alone: { type: "boolean", default: false },
         help: { type: "boolean", default: false },
       },
@@ -51,13 +54,18 @@ const readArguments = () => {
     }
     const unknown = positionals.find((name) => !Object.hasOwn(benches, name));
     if (unknown !== undefined) refuse(`there is no benchmark "${unknown}"`);
-    return { ...values, names: positionals.length > 0 ? positionals : Object.keys(benches) };
+    const fsyncMs = Number(values["fsync-ms"]);
+    if (!(fsyncMs >= 0 && fsyncMs <= 1_000)) refuse("--fsync-ms: a number from 0 to 1000");
+    return { ...values, fsyncMs, names: positionals.length > 0 ? positionals : Object.keys(benches) };
   } catch (error) {
     return refuse((error as Error).message);
   }
 };
 
-const { names, quick, live, alone } = readArguments();
+const { names, quick, live, alone, fsyncMs } = readArguments();
+const calls = "fdatasync,fsync";
+const slowDisk = ["strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", `trace=${calls}`];
+const slowly = fsyncMs > 0 ? [...slowDisk, "-e", `inject=${calls}:delay_exit=${Math.round(fsyncMs * 1_000)}`] : [];
 if (alone) {
   for (const name of names) {
     const figures = await (await benches[name]?.())?.({ quick, live });
@@ -69,8 +77,9 @@ let failed = 0;
 for (const name of names) {
   process.stdout.write(`\n${name}\n`);
   const flags = [...(quick ? ["--quick"] : []), ...(live ? ["--live"] : [])];
-  const child = fork(fileURLToPath(import.meta.url), ["--alone", ...flags, name], { execArgv: process.execArgv });
-  const [code] = await once(child, "exit");
+  const own = [process.execPath, ...process.execArgv, fileURLToPath(import.meta.url), "--alone", ...flags, name];
+  const [command = "", ...args] = [...slowly, ...own];
+  const [code] = await once(spawn(command, args, { stdio: "inherit" }), "exit");
   if (code === 0) continue;
   failed += 1;
   process.stdout.write(`${name}: FAILED with ${code}\n`);
