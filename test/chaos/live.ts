@@ -5,7 +5,6 @@ import { Delivery } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import { IssuerService } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
 import { RevocationService } from "@curfew/contracts/gen/curfew/revocation/v1/revocation_pb.ts";
 import { type LiveOptions, type LiveSuite, openLiveSuite, type ServiceProcess } from "@curfew/deploy/dev/live-suite.ts";
-import { ferretAvailable, kafkaAvailable } from "@curfew/deploy/dev/servers.ts";
 import { type Cast, openCast } from "../journey/cast.ts";
 import { type Evidence, kafkaBus, openEvidence } from "./evidence.ts";
 import { openStage, policy, type Stage } from "./stage.ts";
@@ -21,9 +20,6 @@ export interface Scene {
   issue(): Promise<{ readonly tokenId: string; readonly secret: string }>;
   close(): Promise<void>;
 }
-
-/** Why live tests cannot run here; empty where they can. */
-export const unavailable = [kafkaAvailable(), ferretAvailable()].flatMap((each) => (each.ok ? [] : [each.why]));
 
 const grant = {
   scopes: ["invoices:read"],

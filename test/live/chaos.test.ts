@@ -3,10 +3,8 @@ import type { ServiceProcess } from "@curfew/deploy/dev/live-suite.ts";
 import { seededRandom } from "@curfew/simulation/seeded-random.ts";
 import { afterAll, beforeAll, describe, test } from "vitest";
 import { survive } from "../chaos/attack.ts";
-import { openScene, type Scene, unavailable } from "../chaos/live.ts";
+import { openScene, type Scene } from "../chaos/live.ts";
 import type { Kind } from "../chaos/load.ts";
-
-if (unavailable.length > 0) console.warn(`skipped: ${unavailable.join("; ")}`);
 
 /** Each at least once, in an order drawn from the seed, and what must be under way for its kill to count. */
 const victims: readonly (readonly [name: string, relevant?: readonly Kind[]])[] = [
@@ -40,7 +38,7 @@ const halves = [
   { half: 2, attacks: attacks.slice(runs / 2) },
 ];
 
-describe.skipIf(unavailable.length > 0).each(halves)("services as processes, half $half", (half) => {
+describe.each(halves)("services as processes, half $half", (half) => {
   let scene: Scene;
 
   beforeAll(async () => {

@@ -22,17 +22,7 @@ import { systemRandom } from "@curfew/runtime/random.ts";
 import { seededRandom } from "@curfew/simulation/seeded-random.ts";
 import { afterAll, beforeAll, describe, expect, test, vi } from "vitest";
 import { freePort, openServerProcess, type ServerProcess } from "../../deploy/dev/server-process.ts";
-import {
-  type FerretServer,
-  ferretAvailable,
-  type KafkaServer,
-  kafkaAvailable,
-  startFerret,
-  startKafka,
-} from "../../deploy/dev/servers.ts";
-
-const unavailable = [kafkaAvailable(), ferretAvailable()].flatMap((each) => (each.ok ? [] : [each.why]));
-if (unavailable.length > 0) console.warn(`skipped: ${unavailable.join("; ")}`);
+import { type FerretServer, type KafkaServer, startFerret, startKafka } from "../../deploy/dev/servers.ts";
 
 const trustDomain = "test.example";
 const hourMs = 3_600_000;
@@ -55,7 +45,7 @@ const grant = {
   purposes: ["billing"],
 };
 
-describe.skipIf(unavailable.length > 0)("two issuers on a real broker and a real database", () => {
+describe("two issuers on a real broker and a real database", () => {
   let dir: string;
   let kafka: KafkaServer;
   let ferret: FerretServer;

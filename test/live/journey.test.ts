@@ -1,4 +1,3 @@
-import { ferretAvailable, kafkaAvailable } from "@curfew/deploy/dev/servers.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { mintSecret } from "@curfew/token-format/secret.ts";
 import { afterAll, describe, expect, test } from "vitest";
@@ -6,9 +5,7 @@ import { playJourney } from "../journey/demo.ts";
 import { everyPlace, plantEverywhere, plantedPlaces } from "../journey/planting.ts";
 import { openStage, type Stage } from "../journey/stage.ts";
 
-const unavailable = [kafkaAvailable(), ferretAvailable()].some((each) => !each.ok);
-
-describe.skipIf(unavailable)("the main job on a real broker and a real database", () => {
+describe("the main job on a real broker and a real database", () => {
   let stage: Stage | undefined;
   afterAll(() => stage?.close());
 
