@@ -1,11 +1,12 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, openSync, readFileSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readFileSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import { setTimeout as sleep } from "node:timers/promises";
 
 const startLimitMs = 60_000;
 const stopLimitMs = 20_000;
+const pauseLimitMs = 2000;
 
 /** A server of somebody else's making that runs as a child process and listens on a port of this machine. */
 export interface ServerProcess {
@@ -14,7 +15,7 @@ export interface ServerProcess {
   stop(): Promise<void>;
   /** SIGKILL, and waits for the end. */
   kill(): Promise<void>;
-  /** SIGSTOP: connections stay open and nothing answers. */
+  /** SIGSTOP, and returns once every thread stands still: connections stay open and nothing answers. */
   pause(): void;
   /** SIGCONT. */
   resume(): void;
@@ -56,7 +57,11 @@ export const openServerProcess = async (options: {
   return {
     pid,
     kill,
-    pause: () => void child.kill("SIGSTOP"),
+    pause: () => {
+      child.kill("SIGSTOP");
+      const limitMs = performance.now() + pauseLimitMs;
+      while (!standsStill(pid)) if (performance.now() > limitMs) throw failed(`runs ${pauseLimitMs} ms after SIGSTOP`);
+    },
     resume: () => void child.kill("SIGCONT"),
     async stop() {
       if (!running()) return;
@@ -80,6 +85,13 @@ const killWhenWeDie = (pid: number): ChildProcess => {
   watcher.unref();
   return watcher;
 };
+
+/** The signal is sent before the threads have it: on a busy machine one may still answer for some milliseconds. */
+const standsStill = (pid: number) =>
+  readdirSync(`/proc/${pid}/task`).every((thread) => {
+    const stat = readFileSync(`/proc/${pid}/task/${thread}/stat`, "utf8");
+    return stat.slice(stat.lastIndexOf(")") + 2).startsWith("T");
+  });
 
 const tail = (file: string) => readFileSync(file, "utf8").slice(-3000);
 

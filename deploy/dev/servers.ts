@@ -28,7 +28,7 @@ export interface DevServer {
   stop(): Promise<void>;
   /** SIGKILL: nothing is flushed, the data stays. */
   kill(): Promise<void>;
-  /** SIGSTOP: connections stay open and nothing answers. */
+  /** SIGSTOP, and returns once every thread stands still: connections stay open and nothing answers. */
   pause(): void;
   resume(): void;
   /** Starts it again after `kill` on the same port and data; resolves once it answers. */
