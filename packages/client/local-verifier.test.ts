@@ -483,6 +483,49 @@ describe("reports", () => {
     expect(verifier.forged).toEqual([]);
   });
 
+  test("an access that is over travels with its decision, one that goes on follows by itself, under the same id", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    await until(() => verifier.completed.size).toBe(2);
+    const { records } = verifier;
+    const goOn = Promise.withResolvers<void>();
+    const long = sdk.authorize(token.secret, request, async (use) => {
+      use.touched({ records: 1 });
+      await goOn.promise;
+      use.touched({ records: 2, people: [{ identifierType: "customer-id", value: "1" }] });
+      return use.useId;
+    });
+    const short = await sdk.authorize(token.secret, request, (use) => {
+      use.touched({ records: 4, people: [{ identifierType: "customer-id", value: "2" }], unnamedPeople: 1 });
+      return use.useId;
+    });
+    await until(() => verifier.cached.size).toBe(3);
+    expect(verifier.records).toBe(records + 2);
+    expect(verifier.completedOf(short)).toMatchObject([
+      { outcome: Outcome.COMPLETED, records: 4n, people: [{ controller: "acme", value: "2" }], unnamedPeople: 1n },
+    ]);
+    goOn.resolve();
+    const useId = await long;
+    await until(() => verifier.completedOf(useId)).toMatchObject([{ records: 3n, people: [{ value: "1" }], parts: 1 }]);
+    expect(verifier.records).toBe(records + 3);
+    await until(() => revocation.pings().at(-1)).toMatchObject({ allReported: true, reportedSequence: 3n });
+  });
+
+  test("an access in parts is complete only with all of them, its decision beside them", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    const people = Array.from({ length: 1_500 }, (_, i) => ({ identifierType: "customer-id", value: `${i}` }));
+    const useId = await sdk.authorize(token.secret, { ...request, maxPeople: 2_000 }, (use) => {
+      use.touched({ records: 9, people });
+      return use.useId;
+    });
+    await until(() => verifier.completedOf(useId).length).toBe(2);
+    expect(verifier.completedOf(useId).map(({ part, parts }) => [part, parts])).toEqual([
+      [1, 0],
+      [2, 2],
+    ]);
+  });
+
   test("pings say when the oldest use was decided that is not reported, however many are", async () => {
     const sdk = await openLiveSdk();
     const token = await seen(sdk);
@@ -512,8 +555,8 @@ describe("reports", () => {
     const token = await seen(sdk);
     await until(() => verifier.completed.size).toBe(2);
     verifier.reportFailure = { status: "UNAVAILABLE", reason: "DOWN", message: "down" };
-    await read(sdk, token);
-    await read(sdk, token);
+    // Each waits as one record; the next would need a place for its decision and one for its completion.
+    for (let i = 0; i < 3; i += 1) await read(sdk, token);
     expect(await denial(sdk, token, {}, { deadlineMs: 50 })).toBe("EVIDENCE_BACKLOG");
     const waiting = sdk.authorize(token.secret, request, idOf, { deadlineMs: 30_000 });
     verifier.reportFailure = undefined;
@@ -551,6 +594,22 @@ describe("reports", () => {
     const untilMs = last?.reportedUntil ? timestampMs(last.reportedUntil) : 0;
     expect(untilMs).toBeGreaterThanOrEqual(lostMs);
     expect(untilMs).toBeLessThanOrEqual(afterMs);
+  });
+
+  test("what an access touched may be refused: its decision is recorded all the same, and the log is never called whole", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    verifier.poisonedPerson = "nobody";
+    const touch = (value: string) =>
+      sdk.authorize(token.secret, request, (use) => {
+        use.touched({ people: [{ identifierType: "customer-id", value }] });
+        return use.useId;
+      });
+    const [fine, refused, after] = [await touch("1"), await touch("nobody"), await touch("2")];
+    await until(() => [fine, refused, after].every((useId) => verifier.cached.has(useId))).toBe(true);
+    expect([fine, refused, after].map((useId) => verifier.completedOf(useId).length)).toEqual([1, 0, 1]);
+    expect(verifier.forged).toEqual([]);
+    expect(await sdk.close()).toBe(false);
   });
 
   test("closing denies, reports what is left, waits for accesses under way, and says that all is reported", async () => {

@@ -202,9 +202,9 @@ class SdkVerifier implements LocalVerifier {
     const reason = revoked ? Reason.REVOKED : checkGrant(grant, { ...use, audience: this.#audience });
     const nowMs = this.#clock.now();
     const useId = uuidV7(nowMs, this.#random);
-    this.#reporter.decided({ useId, decidedMs: nowMs, tokenId, generation, reason, use });
+    const decision = this.#reporter.decided({ useId, decidedMs: nowMs, tokenId, generation, reason, use });
     if (reason !== Reason.OK) throw new Denied(denialReason(reason), tokenId);
-    return this.#run(new OpenUse(this.#reporter, useId, tokenId, use), run);
+    return this.#run(new OpenUse(this.#reporter, useId, tokenId, use, decision), run);
   }
 
   async #run<T>(use: OpenUse, run: (use: Use) => T | Promise<T>): Promise<T> {

@@ -1,6 +1,6 @@
 import { Outcome } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { type Person, type PersonFields, parseCount, parsePerson, type UseFields } from "./access-request.ts";
-import { estimatedBytes, type UseReporter } from "./use-reporter.ts";
+import { type Decision, estimatedBytes, type UseReporter } from "./use-reporter.ts";
 
 /** What one step of an access touched. */
 export interface Touched {
@@ -30,6 +30,7 @@ export class OpenUse implements Use {
   readonly tokenId: string;
   readonly #request: UseFields;
   readonly #reporter: UseReporter;
+  readonly #decision: Decision | undefined;
   #people: PersonFields[] = [];
   #bytes = 0;
   #named = 0;
@@ -38,9 +39,10 @@ export class OpenUse implements Use {
   #parts = 0;
   #ended: boolean = false;
 
-  /** The reporter keeps a place for the completion from here on. */
-  constructor(reporter: UseReporter, useId: string, tokenId: string, request: UseFields) {
+  /** The reporter keeps a place for the completion from here on. `decision`: where it was decided here. */
+  constructor(reporter: UseReporter, useId: string, tokenId: string, request: UseFields, decision?: Decision) {
     this.#reporter = reporter;
+    this.#decision = decision;
     this.useId = useId;
     this.tokenId = tokenId;
     this.#request = request;
@@ -93,6 +95,6 @@ export class OpenUse implements Use {
     this.#bytes = 0;
     this.#records = 0;
     this.#unnamed = 0;
-    this.#reporter.completed(use, last);
+    this.#reporter.completed(use, last, this.#decision);
   }
 }

@@ -33,6 +33,13 @@ const use = fc.record({
   presenterThumbprint: text,
   sourceCountry: text,
 });
+const person = fc.record({ controller: text, identifierType: text, value: text });
+const touched = {
+  outcome: fc.integer({ min: 0, max: 4 }),
+  records: count,
+  people: fc.array(person, { maxLength: 20 }),
+  unnamedPeople: count,
+};
 const cached = fc.record({
   useId: text,
   decidedMs: fc.oneof(
@@ -43,16 +50,20 @@ const cached = fc.record({
   generation: fc.integer({ min: -(2 ** 31), max: 2 ** 31 - 1 }),
   reason: fc.integer({ min: 0, max: 20 }),
   use,
+  ended: fc.option(fc.record(touched), { nil: undefined }),
 });
 const completed = fc.record({
   useId: text,
   tokenId: text,
-  outcome: fc.integer({ min: 0, max: 4 }),
-  records: count,
-  people: fc.array(fc.record({ controller: text, identifierType: text, value: text }), { maxLength: 20 }),
-  unnamedPeople: count,
+  ...touched,
   part: fc.integer({ min: 0, max: 2 ** 31 - 1 }),
   parts: fc.integer({ min: 0, max: 2 ** 31 - 1 }),
+});
+
+const counted = <T extends { records: number; unnamedPeople: number }>(of: T) => ({
+  ...of,
+  records: BigInt(of.records),
+  unnamedPeople: BigInt(of.unnamedPeople),
 });
 
 it("the bytes of a report are those of protobuf-es", () => {
@@ -64,20 +75,17 @@ it("the bytes of a report are those of protobuf-es", () => {
       (instance, some, more) => {
         const init = {
           instance,
-          cachedUses: some.map(({ decidedMs, ...rest }, i) => ({
+          cachedUses: some.map(({ decidedMs, ended, ...rest }, i) => ({
             ...rest,
+            ended: ended && counted(ended),
             decidedAt: timestampFromMs(decidedMs),
             instanceSequence: BigInt(i + 7),
           })),
-          completedUses: more.map((each) => ({
-            ...each,
-            records: BigInt(each.records),
-            unnamedPeople: BigInt(each.unnamedPeople),
-          })),
+          completedUses: more.map(counted),
         } as MessageInitShape<typeof ReportUsesRequestSchema>;
         const report = encodeReport(
           instance,
-          some.map((each, i) => encodeCachedUse(each as never, i + 7)),
+          some.map(({ ended, ...each }, i) => encodeCachedUse(each as never, i + 7, ended as never)),
           more.map((each) => encodeCompletedUse(each as never)),
         );
         expect(Buffer.compare(report, toBinary(ReportUsesRequestSchema, create(ReportUsesRequestSchema, init)))).toBe(

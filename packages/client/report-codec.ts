@@ -1,9 +1,11 @@
+import { fromBinary, toBinary } from "@bufbuild/protobuf";
 import type { Outcome, Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import { ReportUsesRequestSchema } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import { int32, int64, listedText, nested, text, time, written } from "@curfew/rpc/proto-writer.ts";
 import type { PersonFields, UseFields } from "./access-request.ts";
 
 /**
- * `curfew.verifier.v1.ReportUsesRequest`, encoded as the uses come: what waits to be reported is a few bytes instead of the twenty
+ * `curfew.verifier.v1.ReportUsesRequest`, encoded as the accesses end: what waits to be reported is a few bytes instead of the twenty
  * objects that each use is made of, which would outlive several collections. The test holds the bytes to protobuf-es's.
  */
 
@@ -30,6 +32,9 @@ export interface CompletedUse {
   readonly parts: number;
 }
 
+/** `curfew.verifier.v1.EndedAccess`: of an access that is over, all in one part. */
+export type EndedAccess = Pick<CompletedUse, "outcome" | "records" | "people" | "unnamedPeople">;
+
 const request = (use: UseFields): void => {
   text(1, use.scope);
   text(2, use.resource);
@@ -47,7 +52,25 @@ const request = (use: UseFields): void => {
 const timeOfMs = (ms: number): void =>
   time({ seconds: BigInt(Math.floor(ms / 1000)), nanos: (ms - Math.floor(ms / 1000) * 1000) * 1_000_000 });
 
-const cachedUse = ({ use, sequence }: { readonly use: CachedUse; readonly sequence: number }): void => {
+const person = ({ controller, identifierType, value }: PersonFields): void => {
+  text(1, controller);
+  text(2, identifierType);
+  text(3, value);
+};
+
+const endedAccess = (ended: EndedAccess): void => {
+  int32(1, ended.outcome);
+  int32(2, ended.records);
+  for (const each of ended.people) nested(3, each, person);
+  int32(4, ended.unnamedPeople);
+};
+
+interface Numbered {
+  readonly use: CachedUse;
+  readonly sequence: number;
+  readonly ended: EndedAccess | undefined;
+}
+const cachedUse = ({ use, sequence, ended }: Numbered): void => {
   text(1, use.useId);
   int32(2, sequence);
   nested(3, use.decidedMs, timeOfMs);
@@ -55,12 +78,7 @@ const cachedUse = ({ use, sequence }: { readonly use: CachedUse; readonly sequen
   int32(5, use.generation);
   int32(6, use.reason);
   nested(7, use.use, request);
-};
-
-const person = ({ controller, identifierType, value }: PersonFields): void => {
-  text(1, controller);
-  text(2, identifierType);
-  text(3, value);
+  nested(8, ended, endedAccess);
 };
 
 const completedUse = (use: CompletedUse): void => {
@@ -74,14 +92,20 @@ const completedUse = (use: CompletedUse): void => {
   int32(8, use.parts);
 };
 
-type Numbered = Parameters<typeof cachedUse>[0];
 const cachedField = (numbered: Numbered): void => nested(2, numbered, cachedUse);
 const completedField = (use: CompletedUse): void => nested(3, use, completedUse);
 const instanceField = (instance: string): void => text(1, instance);
 
-/** One of the request's cached uses; `sequence` is its instance_sequence. */
-export const encodeCachedUse = (use: CachedUse, sequence: number): Uint8Array =>
-  written({ use, sequence }, cachedField);
+/** One of the request's cached uses; `sequence` is its instance_sequence, `ended` what its access touched if that is over. */
+export const encodeCachedUse = (use: CachedUse, sequence: number, ended?: EndedAccess): Uint8Array =>
+  written({ use, sequence, ended }, cachedField);
+
+/** The same cached use as if its access went on. */
+export const withoutEnd = (cachedUse: Uint8Array): Uint8Array => {
+  const report = fromBinary(ReportUsesRequestSchema, cachedUse);
+  for (const use of report.cachedUses) use.ended = undefined;
+  return toBinary(ReportUsesRequestSchema, report);
+};
 
 /** One of its completed uses. */
 export const encodeCompletedUse = (use: CompletedUse): Uint8Array => written(use, completedField);

@@ -8,9 +8,11 @@ import type { Random } from "@curfew/runtime/random.ts";
 import {
   type CachedUse,
   type CompletedUse,
+  type EndedAccess,
   encodeCachedUse,
   encodeCompletedUse,
   encodeReport,
+  withoutEnd,
 } from "./report-codec.ts";
 import { WaitingRoom } from "./waiting-room.ts";
 import type { Reported } from "./watch.ts";
@@ -38,9 +40,12 @@ export interface UseReporter {
   whenRoom(waitMs: number, signal: AbortSignal | undefined): Promise<boolean>;
   /** Keeps a place for the completion of an access that begins; `completed` with `last` gives it to that. */
   begin(): void;
-  decided(use: CachedUse): void;
-  /** A part of what an access touched; `last` ends the access. */
-  completed(use: CompletedUse, last: boolean): void;
+  decided(use: CachedUse): Decision;
+  /**
+   * A part of what an access touched; `last` ends the access. The only part goes with the decision, as one record, while that still
+   * waits here.
+   */
+  completed(use: CompletedUse, last: boolean, decision?: Decision): void;
   reported(): Reported;
   /** Reports what is left and what the accesses under way still touch, at most 5 s; whether that was all. */
   close(): Promise<boolean>;
@@ -68,16 +73,22 @@ const closeMs = 5_000;
 export const maxUnreportedMs = 2_000;
 
 interface Item {
-  /** In the form it has in a request. */
-  readonly encoded: Uint8Array;
+  /** In the form it has in a request; a decision from when its access ended, or it is sent. */
+  encoded: Uint8Array | undefined;
+  /** A decision till it is encoded. */
+  decision: CachedUse | undefined;
+  /** A decision that says what its access touched. */
+  hasEnded: boolean;
   /** Its instance_sequence; 0: a completion, which has none. */
   readonly sequence: number;
   /** When it was decided; a completion never was. */
   readonly decidedMs: number;
   /** Of its people, estimated. */
-  readonly bytes: number;
+  bytes: number;
   readonly addedMs: number;
 }
+/** A use that was decided here, for the reporter to know again. */
+export type Decision = Item;
 
 interface Batch {
   readonly items: readonly Item[];
@@ -85,6 +96,14 @@ interface Batch {
   readonly lastSequence: number;
   acknowledged: boolean;
 }
+
+/** Once: what is sent is what is sent again. */
+const encodeDecision = (item: Item, ended?: EndedAccess): void => {
+  if (!item.decision) return;
+  item.encoded = encodeCachedUse(item.decision, item.sequence, ended);
+  item.decision = undefined;
+  item.hasEnded = ended !== undefined;
+};
 
 const oldestDecidedMs = (items: readonly Item[]): number => {
   let oldestMs = Number.POSITIVE_INFINITY;
@@ -151,19 +170,38 @@ class BufferedReporter implements UseReporter {
     this.#places += 1;
   }
 
-  decided(use: CachedUse): void {
-    const encoded = encodeCachedUse(use, this.#sequence + 1);
+  decided(decision: CachedUse): Decision {
     this.#places += 1;
     this.#sequence += 1;
-    this.#add(encoded, this.#sequence, use.decidedMs, 0);
+    const { decidedMs } = decision;
+    const addedMs = this.#options.clock.monotonicMs();
+    const item: Item = {
+      encoded: undefined,
+      decision,
+      hasEnded: false,
+      sequence: this.#sequence,
+      decidedMs,
+      bytes: 0,
+      addedMs,
+    };
+    this.#add(item);
+    return item;
   }
 
-  completed(use: CompletedUse, last: boolean): void {
-    const encoded = encodeCompletedUse(use);
-    if (!last) this.#places += 1;
+  completed(use: CompletedUse, last: boolean, decided?: Decision): void {
     const bytes = estimatedBytes(use.people);
     this.#bytes += bytes;
-    this.#add(encoded, 0, Number.POSITIVE_INFINITY, bytes);
+    if (last && use.part === 1 && decided?.decision) {
+      encodeDecision(decided, use);
+      decided.bytes = bytes;
+      this.#places -= 1;
+      return;
+    }
+    const encoded = encodeCompletedUse(use);
+    if (!last) this.#places += 1;
+    const addedMs = this.#options.clock.monotonicMs();
+    const decidedMs = Number.POSITIVE_INFINITY;
+    this.#add({ encoded, decision: undefined, hasEnded: false, sequence: 0, decidedMs, bytes, addedMs });
   }
 
   reported(): Reported {
@@ -205,8 +243,8 @@ class BufferedReporter implements UseReporter {
     return Number.isFinite(oldestMs) ? oldestMs : undefined;
   }
 
-  #add(encoded: Uint8Array, sequence: number, decidedMs: number, bytes: number): void {
-    this.#items.push({ encoded, sequence, decidedMs, bytes, addedMs: this.#options.clock.monotonicMs() });
+  #add(item: Item): void {
+    this.#items.push(item);
     if (this.#closing || this.#items.length >= batchUses) {
       if (this.#scheduled) return;
       this.#scheduled = true;
@@ -250,11 +288,10 @@ class BufferedReporter implements UseReporter {
     let n = 0;
     for (const item of this.#items) {
       if (item.sequence > 0) cached += 1;
-      else {
-        completed += 1;
-        bytes += item.bytes;
-      }
+      else completed += 1;
+      bytes += item.bytes;
       if (cached > batchUses || completed > batchUses || (bytes > batchBytes && n > 0)) break;
+      encodeDecision(item);
       n += 1;
     }
     return this.#items.splice(0, n);
@@ -279,20 +316,24 @@ class BufferedReporter implements UseReporter {
       const half = items.length >> 1;
       return (await this.#deliver(items.slice(0, half), turn)) && (await this.#deliver(items.slice(half), turn));
     }
+    const [item] = items;
     this.#lost = true;
-    this.#lostMs = Math.min(this.#lostMs, oldestDecidedMs(items));
     const { status, reason, message } = failure;
-    this.#options.log.error(
-      { status, reason, why: message, kind: items[0]?.sequence ? "cached" : "completed" },
-      "the verifier refuses to record a use",
-    );
+    const kind = item?.sequence && !item.hasEnded ? "cached" : "completed";
+    this.#options.log.error({ status, reason, why: message, kind }, "the verifier refuses to record a use");
+    // What it touched may be at fault: without that it stands in the log with all that it may have touched.
+    if (item?.encoded && item.hasEnded)
+      return this.#deliver([{ ...item, encoded: withoutEnd(item.encoded), hasEnded: false }], turn);
+    this.#lostMs = Math.min(this.#lostMs, oldestDecidedMs(items));
     return true;
   }
 
   async #send(items: readonly Item[], turn: number): Promise<RpcFailure | undefined> {
     const client = this.#clients[turn % this.#clients.length];
-    const cachedUses = items.filter(({ sequence }) => sequence > 0).map(({ encoded }) => encoded);
-    const completedUses = items.filter(({ sequence }) => sequence === 0).map(({ encoded }) => encoded);
+    const encodedOf = (which: (item: Item) => boolean) =>
+      items.filter(which).map(({ encoded }) => encoded as Uint8Array);
+    const cachedUses = encodedOf(({ sequence }) => sequence > 0);
+    const completedUses = encodedOf(({ sequence }) => sequence === 0);
     try {
       const { instance } = this.#options;
       const options = { deadlineMs: callDeadlineMs, signal: this.#givenUp.signal };

@@ -316,6 +316,7 @@ describe("facts of uses", () => {
       parts,
       ...more,
     });
+  const touched = { outcome: Outcome.COMPLETED, records: 2n, people: ["p1", "p7"], unnamedPeople: 3n };
   const facts = [
     ["decided", toBinary(UseDecidedSchema, decided("a")), "a/decided"],
     ["completed", toBinary(UseCompletedSchema, completed("a", 1, 0)), "a/1"],
@@ -323,6 +324,14 @@ describe("facts of uses", () => {
     ["decided", toBinary(UseDecidedSchema, decided("b")), "b/decided"],
     ["completed", toBinary(UseCompletedSchema, completed("b", 1, 1, { outcome: Outcome.UNANSWERED })), "b/1"],
     ["completed", toBinary(UseCompletedSchema, completed("c", 1, 1)), "c/1"],
+    [
+      "decided",
+      toBinary(UseDecidedSchema, decided("d", { ended: { ...touched, outcome: Outcome.FAILED } })),
+      "d/decided",
+    ],
+    // What its service then says as well counts beside it.
+    ["decided", toBinary(UseDecidedSchema, decided("e", { ended: touched })), "e/decided"],
+    ["completed", toBinary(UseCompletedSchema, completed("e", 1, 2)), "e/1"],
   ] as const;
 
   it("are joined in any order and any number of times into the same uses", () => {
@@ -330,7 +339,7 @@ describe("facts of uses", () => {
     for (const [name, value, id] of facts) expected.add(name, value, id);
     const byId = (uses: readonly UseFact[]) => new Map(uses.map((one) => [one.useId, one]));
     fc.assert(
-      fc.property(fc.shuffledSubarray([...facts, ...facts], { minLength: 12, maxLength: 12 }), (order) => {
+      fc.property(fc.shuffledSubarray([...facts, ...facts], { minLength: 18, maxLength: 18 }), (order) => {
         const uses = new TokenUses();
         for (const [name, value, id] of order) uses.add(name, value, id);
         expect(byId(uses.list())).toEqual(byId(expected.list()));
@@ -346,6 +355,14 @@ describe("facts of uses", () => {
       eventIds: ["a/decided", "a/1", "a/2"],
     });
     expect(found.get("b")).toMatchObject({ unanswered: true, parts: [] });
+    expect(found.get("d")).toMatchObject({
+      complete: true,
+      unanswered: false,
+      parts: [{ records: 2, people: ["p1", "p7"], unnamedPeople: 3 }],
+      eventIds: ["d/decided"],
+    });
+    expect(found.get("e")?.parts.map(({ people }) => people)).toEqual([["p1", "p7"], ["p1"]]);
+    expect(found.get("e")?.eventIds).toEqual(["e/decided", "e/1"]);
     expect(expected.orphans).toBe(1);
   });
 

@@ -11,10 +11,12 @@ import {
 } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import type { UseFact } from "./blast-radius.ts";
 
+type Part = Pick<UseCompleted, "outcome" | "records" | "people" | "unnamedPeople" | "part" | "parts">;
+
 /** The facts of uses joined by use_id, in any order, each (use, fact, part) once however often it comes. */
 interface JoiningUse {
   decided: { readonly fact: UseDecided; readonly eventId: string } | undefined;
-  readonly parts: Map<number, { readonly fact: UseCompleted; readonly eventId: string }>;
+  readonly parts: Map<number, { readonly fact: Part; readonly eventId: string }>;
 }
 
 export type FactName = "decided" | "completed";
@@ -33,7 +35,10 @@ const actionOf = (action: Action): UseFact["action"] => {
   return action === Action.DELETE ? "delete" : "read";
 };
 
-const isComplete = (parts: readonly UseCompleted[]): boolean => {
+/** What the decision itself says of the access: beside all numbered parts, so that none takes its place. */
+const ownPart = ({ ended }: UseDecided): Part[] => (ended ? [{ ...ended, part: 0, parts: 1 }] : []);
+
+const isComplete = (parts: readonly Part[]): boolean => {
   const wanted = Math.max(0, ...parts.map((part) => part.parts));
   return wanted > 0 && parts.length >= wanted;
 };
@@ -41,8 +46,9 @@ const isComplete = (parts: readonly UseCompleted[]): boolean => {
 const useFact = (useId: string, { decided, parts }: JoiningUse): UseFact | undefined => {
   if (!decided) return undefined;
   const { fact } = decided;
-  const reported = [...parts.values()].sort((a, b) => a.fact.part - b.fact.part);
-  const answered = reported.map((part) => part.fact).filter((part) => part.outcome !== Outcome.UNANSWERED);
+  const later = [...parts.values()].sort((a, b) => a.fact.part - b.fact.part);
+  const reported = [...ownPart(fact), ...later.map((part) => part.fact)];
+  const answered = reported.filter((part) => part.outcome !== Outcome.UNANSWERED);
   return {
     useId,
     decidedAtMs: fact.decidedAt ? timestampMs(fact.decidedAt) : 0,
@@ -62,10 +68,10 @@ const useFact = (useId: string, { decided, parts }: JoiningUse): UseFact | undef
       people: part.people,
       unnamedPeople: Number(part.unnamedPeople),
     })),
-    complete: isComplete(reported.map((part) => part.fact)),
+    complete: isComplete(reported),
     // What was reported of a use counts, whatever else was said of it.
     unanswered: reported.length > 0 && answered.length === 0,
-    eventIds: [decided.eventId, ...reported.map((part) => part.eventId)],
+    eventIds: [decided.eventId, ...later.map((part) => part.eventId)],
   };
 };
 

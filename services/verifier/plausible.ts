@@ -48,7 +48,8 @@ export const impossibility = (fold: Fold, use: CachedUse, audience: string, nowM
   const atMs = use.decidedAt ? timestampMs(use.decidedAt) : Number.NaN;
   if (!(atMs <= nowMs + clockToleranceMs && atMs >= nowMs - oldestUseMs))
     return problem("decided_at", "TIME_OUT_OF_RANGE", "must be within the last 24 hours and not in the future");
-  if (use.reason !== Reason.OK) return undefined;
+  if (use.reason !== Reason.OK)
+    return use.ended && problem("ended", "NOT_ALLOWED", "must be absent: what was denied was no access");
   const token = fold.token(use.tokenId);
   const grant = token?.grant?.value;
   if (!token || !grant) return unknownToken;

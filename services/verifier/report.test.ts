@@ -56,6 +56,9 @@ const completedUse = (more: object = {}) => ({
   parts: 1,
   ...more,
 });
+const touching = (people: (typeof anna)[], more: object = {}, outcome: Outcome = Outcome.COMPLETED) => ({
+  cachedUses: [cachedUse(1n, { ended: { outcome, records: 1n, people }, ...more })],
+});
 const anna = { controller: "acme", identifierType: "email", value: "anna.muster@example.test" };
 const failureOf = async (call: Promise<unknown>) => {
   const error = await call.catch((e: unknown) => e);
@@ -85,6 +88,22 @@ it("uses from a cache are recorded as reported, in the caller's name, and acknow
       subject: "spiffe://test.example/workload/a",
     })),
   );
+});
+
+it("an access that was over when its decision was reported is one record, its people pseudonyms, each once", async () => {
+  const client = await suite.client(port);
+  const ended = { outcome: Outcome.FAILED, records: 3n, people: [anna, anna], unnamedPeople: 2n };
+  const use = cachedUse(1n, { ended });
+  const report = { instance: "sdk-1", cachedUses: [use], completedUses: [completedUse({ people: [anna] })] };
+  await client.reportUses(report);
+  await client.reportUses(report);
+  const facts = await factsOf(4);
+  expect(facts[2]?.id).toBe(facts[0]?.id);
+  const [own, other] = [facts[0]?.message as UseDecided, facts[1]?.message as UseCompleted];
+  expect(own).toMatchObject({ useId: use.useId, reason: Reason.OK });
+  expect(own.ended).toMatchObject({ outcome: Outcome.FAILED, records: 3n, people: other.people, unnamedPeople: 2n });
+  expect(other.people).toHaveLength(1);
+  expect(facts[2]?.message).toEqual(own);
 });
 
 it.each([
@@ -216,6 +235,10 @@ it.each([
     "a person with a control character",
     () => ({ completedUses: [completedUse({ people: [{ ...anna, value: "hunter2\n" }] })] }),
   ],
+  ["a stranger's person touched", () => touching([{ ...anna, controller: "other" }])],
+  ["a touched person with a control character", () => touching([{ ...anna, value: "hunter2\n" }])],
+  ["what a denied access touched", () => touching([], { reason: Reason.EXPIRED })],
+  ["an access that ended without an answer", () => touching([], {}, Outcome.UNANSWERED)],
   ["no token id", () => ({ completedUses: [completedUse({ tokenId: "ünknown" })] })],
   ["an absurd time", () => ({ cachedUses: [cachedUse(1n, { decidedAt: { seconds: 10n ** 15n, nanos: 0 } })] })],
 ])("a report with %s is refused whole, with its place and without its value", async (_what, report) => {
@@ -236,7 +259,12 @@ it("no secret, address or identifier is in a record, a file or a line of the log
   await client.verifyToken(ask(`${secret}x`, { sourceAddress }));
   await failureOf(client.verifyToken(ask(secret, { controller: "other", sourceAddress })));
   await client.reportUses({
-    cachedUses: [cachedUse(1n, { use: useOf({ sourceAddress }) })],
+    cachedUses: [
+      cachedUse(1n, {
+        use: useOf({ sourceAddress }),
+        ended: { outcome: Outcome.COMPLETED, people: [anna] },
+      }),
+    ],
     completedUses: [completedUse({ people: [anna] })],
   });
   await service.close();

@@ -46,13 +46,17 @@ const factsOf = async (
   await readWhatIsNamed(verifier, request);
   checkPossible(verifier, request, check, ctx);
   check.assertRight();
-  const people: string[][] = [];
+  // By the use or part that touched them.
+  const people = new Map<CachedUse | CompletedUse, string[]>();
+  for (const [i, use] of cachedUses.entries())
+    if (use.ended && use.ended.people.length > 0)
+      people.set(
+        use,
+        await pseudonymsOf(verifier.pseudonyms, use.ended.people, `cached_uses[${i}].ended.people`, check),
+      );
   for (const [i, part] of completedUses.entries())
-    people.push(
-      part.people.length === 0
-        ? nobody
-        : await pseudonymsOf(verifier.pseudonyms, part.people, `completed_uses[${i}].people`, check),
-    );
+    if (part.people.length > 0)
+      people.set(part, await pseudonymsOf(verifier.pseudonyms, part.people, `completed_uses[${i}].people`, check));
   check.assertRight();
   const networks: string[] = [];
   for (const [i, { use }] of cachedUses.entries()) {
@@ -62,10 +66,12 @@ const factsOf = async (
   // Nothing is awaited between the records: a promise for each cost more than the record.
   const facts: Fact[] = [];
   for (const [i, use] of cachedUses.entries())
-    facts.push({ record: cachedRecord(verifier, use, networks[i] ?? "", request.instance, ctx) });
+    facts.push({
+      record: cachedRecord(verifier, use, networks[i] ?? "", people.get(use) ?? nobody, request.instance, ctx),
+    });
   const completedAt = timestampFromMs(verifier.clock.now());
-  for (const [i, part] of completedUses.entries())
-    facts.push({ record: completedRecord(verifier, part, completedAt, people[i] ?? nobody, ctx) });
+  for (const part of completedUses)
+    facts.push({ record: completedRecord(verifier, part, completedAt, people.get(part) ?? nobody, ctx) });
   let acknowledgedSequence = 0n;
   for (const { instanceSequence } of cachedUses)
     if (instanceSequence > acknowledgedSequence) acknowledgedSequence = instanceSequence;
@@ -132,10 +138,11 @@ const cachedRecord = (
   { fold, facts }: Verifier,
   cached: CachedUse,
   addressPseudonym: string,
+  people: string[],
   instance: string,
   ctx: CallContext,
 ): OutRecord => {
-  const { use, useId, decidedAt, tokenId, generation, reason, instanceSequence } = cached;
+  const { use, useId, decidedAt, tokenId, generation, reason, instanceSequence, ended } = cached;
   return facts.decided({
     useId: useId.toLowerCase(),
     decidedAt,
@@ -149,6 +156,7 @@ const cachedRecord = (
     details: use && detailsOf(use),
     source: use && sourceOf(use, addressPseudonym),
     instanceSequence,
+    ended: ended && { outcome: ended.outcome, records: ended.records, people, unnamedPeople: ended.unnamedPeople },
   });
 };
 

@@ -1,4 +1,9 @@
-import type { CachedUse, CompletedUse, UseRequest } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import type {
+  CachedUse,
+  CompletedUse,
+  Person,
+  UseRequest,
+} from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import { type FieldViolation, RpcError } from "@curfew/rpc/errors.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import type { Organisation } from "@curfew/runtime/organisation.ts";
@@ -46,6 +51,10 @@ export const openRequestChecks = (organisation: Organisation): ((ctx: CallContex
       if (!address) violation(path("source_address"), "NOT_AN_ADDRESS", "must be an IPv4 or IPv6 address");
       return address;
     };
+    const touched = (people: readonly Person[], at: () => string) => {
+      for (const [n, person] of people.entries())
+        if (!controllers.has(person.controller)) notListed(`${at()}.people[${n}].controller`);
+    };
     const check: RequestCheck = {
       violation,
       use,
@@ -57,12 +66,12 @@ export const openRequestChecks = (organisation: Organisation): ((ctx: CallContex
             "TIME_OUT_OF_RANGE",
             "must be a time between the years 1970 and 9999",
           );
+        if (cached.ended) touched(cached.ended.people, () => `cached_uses[${i}].ended`);
         return cached.use && use(cached.use, "cached_uses", i);
       },
       completedUse({ tokenId, people }, i) {
         if (!parseTokenId(tokenId)) noTokenId(`completed_uses[${i}].token_id`);
-        for (const [n, person] of people.entries())
-          if (!controllers.has(person.controller)) notListed(`completed_uses[${i}].people[${n}].controller`);
+        touched(people, () => `completed_uses[${i}]`);
       },
       assertRight() {
         if (violations.length === 0) return;

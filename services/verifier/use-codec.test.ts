@@ -41,6 +41,10 @@ const decided = fc.record(
     ),
     source: fc.record({ addressPseudonym: text, presenterThumbprint: text, country: text }, absent),
     instanceSequence: int64,
+    ended: fc.record(
+      { outcome: int32, records: int64, people: fc.array(text, { maxLength: 20 }), unnamedPeople: int64 },
+      absent,
+    ),
   },
   absent,
 );

@@ -2,12 +2,13 @@ import type {
   UseCompleted,
   UseDecided,
   UseDetails,
+  UseEnded,
   UseSource,
 } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { int32, int64, listedText, nested, text, time, written } from "@curfew/rpc/proto-writer.ts";
 
 /**
- * The two events of every use, encoded field by field from what is at hand: messages made only to be encoded, and encoding them from
+ * The events of uses, encoded field by field from what is at hand: messages made only to be encoded, and encoding them from
  * the descriptor, were what a use cost most. The test holds the bytes to protobuf-es's.
  */
 
@@ -16,12 +17,14 @@ type Optional<M, K extends keyof M> = Omit<M, K> & { readonly [P in K]?: M[P] | 
 
 export type UseDetailsFields = Readonly<Fields<UseDetails>>;
 export type UseSourceFields = Readonly<Fields<UseSource>>;
+export type UseEndedFields = Readonly<Fields<UseEnded>>;
 export type UseDecidedFields = Readonly<
-  Optional<Omit<Fields<UseDecided>, "details" | "source" | "decidedAt">, "instanceSequence">
+  Optional<Omit<Fields<UseDecided>, "details" | "source" | "decidedAt" | "ended">, "instanceSequence">
 > & {
   readonly decidedAt?: Time | undefined;
   readonly details?: UseDetailsFields | undefined;
   readonly source?: UseSourceFields | undefined;
+  readonly ended?: UseEndedFields | undefined;
 };
 export type UseCompletedFields = Readonly<
   Optional<Omit<Fields<UseCompleted>, "completedAt">, "records" | "people" | "unnamedPeople">
@@ -49,6 +52,13 @@ const source = (of: UseSourceFields): void => {
   text(3, of.country);
 };
 
+const ended = (of: UseEndedFields): void => {
+  int32(1, of.outcome);
+  int64(2, of.records);
+  for (const person of of.people) listedText(3, person);
+  int64(4, of.unnamedPeople);
+};
+
 const decided = (use: UseDecidedFields): void => {
   text(1, use.useId);
   nested(2, use.decidedAt, time);
@@ -61,6 +71,7 @@ const decided = (use: UseDecidedFields): void => {
   nested(9, use.details, details);
   nested(10, use.source, source);
   int64(11, use.instanceSequence ?? 0n);
+  nested(12, use.ended, ended);
 };
 
 const completed = (use: UseCompletedFields): void => {

@@ -28,8 +28,8 @@ export interface Questions {
   secrets(): string[];
   tokenIds(): string[];
   cpu(): CpuMs;
-  /** Records on the topic of uses. */
-  uses(): number;
+  /** Uses on the log, and those of which it says what they touched. */
+  uses(): { decided: number; ended: number };
   /** Transactions of the database that the services write, each one fsync. */
   commits(): number;
   profile(file: string | undefined): void;

@@ -103,7 +103,7 @@ export const unary = async ({ quick }: { readonly quick: boolean }): Promise<Fig
     const cpu = await Promise.all(sides.map(({ child }) => child.cpu()));
     const { user, system } = process.cpuUsage(ownCpu);
     const quiet = others((user + system) / 1000 + cpu.reduce((sum, { all }) => sum + all, 0));
-    const [answered, uses] = [durable, await server.uses()];
+    const [answered, uses] = [durable, (await server.uses()).decided];
     const mean = (values: number[]) => values.reduce((sum, value) => sum + value, 0);
     const file = process.env.CURFEW_BENCH_PROFILE;
     if (file !== undefined) {

@@ -76,10 +76,13 @@ interface Fields {
   readonly tokenId?: string;
   readonly useId?: string;
   readonly part?: number;
+  readonly ended?: object;
 }
 
 const marksOf = ({ type, message }: ReadEvent): string[] => {
-  const { requestKey, tokenId, useId, part } = message as unknown as Fields;
+  const { requestKey, tokenId, useId, part, ended } = message as unknown as Fields;
+  // What the access touched, in the record of its decision: as good as a part of its own.
+  if (useId && ended) return [`${type} ${useId}`, `curfew.use.completed.v1 ${useId}/1`];
   if (useId) return [`${type} ${useId}`, ...(part === undefined ? [] : [`${type} ${useId}/${part}`])];
   return [requestKey, tokenId].filter(Boolean).map((key) => `${type} ${key}`);
 };

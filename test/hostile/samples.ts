@@ -91,6 +91,11 @@ sample(verifier.reportUses, ({ leakedId: tokenId, usedAtMs }) => ({
       generation: 1,
       reason: Reason.OK,
       use,
+      ended: {
+        outcome: Outcome.COMPLETED,
+        records: 1n,
+        people: [{ controller: "acme", identifierType: "customer-id", value: canary }],
+      },
     },
   ],
   completedUses: [

@@ -107,7 +107,9 @@ const read = async (sdk: LocalVerifier, source: TokenSource, certificateThumbpri
 const usesOf = async () => {
   const events = await suite.events(topicNames.uses);
   const of = <T>(type: string) => events.filter((e) => e.type === type).map((e) => e.message as unknown as T);
-  return { decided: of<UseDecided>("curfew.use.decided.v1"), completed: of<UseCompleted>("curfew.use.completed.v1") };
+  const decided = of<UseDecided>("curfew.use.decided.v1");
+  const own = decided.flatMap(({ useId, ended }) => (ended ? [{ ...ended, useId }] : []));
+  return { decided, ended: [...own, ...of<UseCompleted>("curfew.use.completed.v1")] };
 };
 const revoke = async (tokenId: string) => {
   const security = await suite.client(RevocationService, services.revocation, "person/sam");
@@ -135,14 +137,14 @@ describe("the README", () => {
     const sdk = await openInvoices();
     for (const id of ["7", "8", "7"])
       expect(await read(sdk, source, certificateThumbprint, id)).toEqual(await load(id));
-    await eventually(async () => expect((await usesOf()).completed).toHaveLength(3));
-    const { decided, completed } = await usesOf();
+    await eventually(async () => expect((await usesOf()).ended).toHaveLength(3));
+    const { decided, ended } = await usesOf();
     expect(decided.map(({ instanceSequence }) => Number(instanceSequence)).sort()).toEqual([0, 1, 2]);
     for (const use of decided)
       expect(use).toMatchObject({ tokenId: source.tokenId, reason: Reason.OK, resourceService: "invoices" });
-    expect(completed.map(({ outcome, records }) => [outcome, records])).toEqual(Array(3).fill([Outcome.COMPLETED, 1n]));
-    expect(new Set(completed.flatMap(({ people }) => people)).size).toBe(2);
-    expect(new Set(completed.map(({ useId }) => useId))).toEqual(new Set(decided.map(({ useId }) => useId)));
+    expect(ended.map(({ outcome, records }) => [outcome, records])).toEqual(Array(3).fill([Outcome.COMPLETED, 1n]));
+    expect(new Set(ended.flatMap(({ people }) => people)).size).toBe(2);
+    expect(new Set(ended.map(({ useId }) => useId))).toEqual(new Set(decided.map(({ useId }) => useId)));
   });
 
   test("the interceptor lets the token's own bearer in, and nobody else", async () => {
@@ -170,9 +172,9 @@ describe("the README", () => {
     const thief = clientOf(await suite.identity("workload/thief"));
     await expect(getInvoice(thief, source, "7")).rejects.toMatchObject({ details: "access denied: BINDING_MISMATCH" });
     await eventually(async () => {
-      const { decided, completed } = await usesOf();
+      const { decided, ended } = await usesOf();
       expect(new Set(decided.map(({ reason }) => reason))).toEqual(new Set([Reason.OK, Reason.BINDING_MISMATCH]));
-      expect(completed).toMatchObject([{ outcome: Outcome.COMPLETED, records: 1n }]);
+      expect(ended).toMatchObject([{ outcome: Outcome.COMPLETED, records: 1n }]);
     });
   });
 });

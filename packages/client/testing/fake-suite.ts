@@ -13,6 +13,7 @@ import {
 import {
   type CachedUse,
   type CompletedUse,
+  CompletedUseSchema,
   type UseRequest,
   VerifierService,
   type VerifyTokenRequest,
@@ -186,8 +187,10 @@ export const openFakeVerifier = (clock: Clock) => {
     requests: [] as (UseRequest | undefined)[],
     batches: [] as number[],
     reports: 0,
+    /** Recorded, over all reports. */
+    records: 0,
     cached,
-    /** By use and part. */
+    /** By use and part; what was over before its decision was reported is part 1. */
     completed,
     /** Use ids that came again with other content. */
     forged: [] as string[],
@@ -197,6 +200,8 @@ export const openFakeVerifier = (clock: Clock) => {
     loseAnswers: 0,
     /** A use of this scope is refused with the whole report or batch. */
     poison: "",
+    /** So is one that touched a person of this identifier. */
+    poisonedPerson: "",
     /** Called before an answer leaves. */
     beforeAnswer: async (): Promise<void> => undefined,
     token(options: Partial<FakeToken> = {}): FakeToken {
@@ -231,8 +236,18 @@ export const openFakeVerifier = (clock: Clock) => {
           fake.reports += 1;
           if (fake.reportFailure) throw new RpcError(fake.reportFailure);
           if (request.cachedUses.some(({ use }) => use?.scope === fake.poison)) throw new RpcError(poisoned);
-          for (const use of request.cachedUses) record(cached, use.useId, use);
+          const touched = request.cachedUses.flatMap(({ ended }) => ended?.people ?? []);
+          if (touched.some(({ value }) => value === fake.poisonedPerson)) throw new RpcError(poisoned);
+          for (const { ended, ...use } of request.cachedUses) {
+            record(cached, use.useId, use);
+            if (!ended) continue;
+            const { useId, tokenId } = use;
+            const { outcome, records, people, unnamedPeople } = ended;
+            const whole = { useId, tokenId, outcome, records, people, unnamedPeople, part: 1, parts: 1 };
+            record(completed, `${useId}/1`, create(CompletedUseSchema, whole));
+          }
           for (const part of request.completedUses) record(completed, `${part.useId}/${part.part}`, part);
+          fake.records += request.cachedUses.length + request.completedUses.length;
           if (fake.loseAnswers > 0) {
             fake.loseAnswers -= 1;
             throw new RpcError({ status: "INTERNAL", reason: "LOST", message: "the answer was lost" });

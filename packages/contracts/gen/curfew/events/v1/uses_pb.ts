@@ -2,7 +2,8 @@
 // @generated from file curfew/events/v1/uses.proto (package curfew.events.v1, syntax proto3)
 /* eslint-disable */
 
-// Records of curfew.uses.v1, written by verifier. A use is two facts under one use_id. Facts: add fields, never change one.
+// Records of curfew.uses.v1, written by verifier. A use is two facts under one use_id: what was decided, and what the access touched.
+// They are one record where the access was over before its decision was reported. Facts: add fields, never change one.
 
 import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
@@ -14,7 +15,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file curfew/events/v1/uses.proto.
  */
 export const file_curfew_events_v1_uses: GenFile = /*@__PURE__*/
-  fileDesc("ChtjdXJmZXcvZXZlbnRzL3YxL3VzZXMucHJvdG8SEGN1cmZldy5ldmVudHMudjEivgEKClVzZURldGFpbHMSDQoFc2NvcGUYASABKAkSEAoIcmVzb3VyY2UYAiABKAkSDwoHcHVycG9zZRgDIAEoCRIXCg9kYXRhX2NhdGVnb3JpZXMYBCADKAkSEgoKY29udHJvbGxlchgFIAEoCRISCgptYXhfcGVvcGxlGAYgASgDEhMKC21heF9yZWNvcmRzGAcgASgDEigKBmFjdGlvbhgIIAEoDjIYLmN1cmZldy5ldmVudHMudjEuQWN0aW9uIlUKCVVzZVNvdXJjZRIZChFhZGRyZXNzX3BzZXVkb255bRgBIAEoCRIcChRwcmVzZW50ZXJfdGh1bWJwcmludBgCIAEoCRIPCgdjb3VudHJ5GAMgASgJItACCgpVc2VEZWNpZGVkEg4KBnVzZV9pZBgBIAEoCRIuCgpkZWNpZGVkX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCgh0b2tlbl9pZBgDIAEoCRISCgpnZW5lcmF0aW9uGAQgASgFEg8KB3N1YmplY3QYBSABKAkSGAoQcmVzb3VyY2Vfc2VydmljZRgGIAEoCRIQCghpbnN0YW5jZRgHIAEoCRIoCgZyZWFzb24YCCABKA4yGC5jdXJmZXcuZXZlbnRzLnYxLlJlYXNvbhItCgdkZXRhaWxzGAkgASgLMhwuY3VyZmV3LmV2ZW50cy52MS5Vc2VEZXRhaWxzEisKBnNvdXJjZRgKIAEoCzIbLmN1cmZldy5ldmVudHMudjEuVXNlU291cmNlEhkKEWluc3RhbmNlX3NlcXVlbmNlGAsgASgDIv4BCgxVc2VDb21wbGV0ZWQSDgoGdXNlX2lkGAEgASgJEjAKDGNvbXBsZXRlZF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIdG9rZW5faWQYAyABKAkSKgoHb3V0Y29tZRgEIAEoDjIZLmN1cmZldy5ldmVudHMudjEuT3V0Y29tZRIPCgdyZWNvcmRzGAUgASgDEg4KBnBlb3BsZRgGIAMoCRIWCg51bm5hbWVkX3Blb3BsZRgHIAEoAxIMCgRwYXJ0GAggASgFEg0KBXBhcnRzGAkgASgFEhgKEHJlc291cmNlX3NlcnZpY2UYCiABKAkiggIKFVVua25vd25BdHRlbXB0c0RlbmllZBIOCgZ1c2VfaWQYASABKAkSKAoGcmVhc29uGAIgASgOMhguY3VyZmV3LmV2ZW50cy52MS5SZWFzb24SGAoQcmVzb3VyY2Vfc2VydmljZRgDIAEoCRIZChFuZXR3b3JrX3BzZXVkb255bRgEIAEoCRINCgVjb3VudBgFIAEoAxIsCghmaXJzdF9hdBgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKwoHbGFzdF9hdBgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIaW5zdGFuY2UYCCABKAkqhgMKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABINCglSRUFTT05fT0sQARIUChBSRUFTT05fTUFMRk9STUVEEAISEgoOUkVBU09OX1VOS05PV04QAxISCg5SRUFTT05fRVhQSVJFRBAEEhgKFFJFQVNPTl9OT1RfWUVUX1ZBTElEEAUSEgoOUkVBU09OX1JFVk9LRUQQBhIVChFSRUFTT05fU1VQRVJTRURFRBAHEhkKFVJFQVNPTl9XUk9OR19BVURJRU5DRRAIEhgKFFJFQVNPTl9TQ09QRV9NSVNTSU5HEAkSHwobUkVBU09OX1JFU09VUkNFX05PVF9HUkFOVEVEEAoSHgoaUkVBU09OX1BVUlBPU0VfTk9UX0dSQU5URUQQCxIkCiBSRUFTT05fREFUQV9DQVRFR09SWV9OT1RfR1JBTlRFRBAMEhsKF1JFQVNPTl9CSU5ESU5HX01JU01BVENIEA0SGQoVUkVBU09OX1NUQUxFX1ZFUklGSUVSEA4qVgoGQWN0aW9uEhYKEkFDVElPTl9VTlNQRUNJRklFRBAAEg8KC0FDVElPTl9SRUFEEAESEAoMQUNUSU9OX1dSSVRFEAISEQoNQUNUSU9OX0RFTEVURRADKmUKB091dGNvbWUSFwoTT1VUQ09NRV9VTlNQRUNJRklFRBAAEhUKEU9VVENPTUVfQ09NUExFVEVEEAESEgoOT1VUQ09NRV9GQUlMRUQQAhIWChJPVVRDT01FX1VOQU5TV0VSRUQQA2IGcHJvdG8z", [file_google_protobuf_timestamp]);
+  fileDesc("ChtjdXJmZXcvZXZlbnRzL3YxL3VzZXMucHJvdG8SEGN1cmZldy5ldmVudHMudjEivgEKClVzZURldGFpbHMSDQoFc2NvcGUYASABKAkSEAoIcmVzb3VyY2UYAiABKAkSDwoHcHVycG9zZRgDIAEoCRIXCg9kYXRhX2NhdGVnb3JpZXMYBCADKAkSEgoKY29udHJvbGxlchgFIAEoCRISCgptYXhfcGVvcGxlGAYgASgDEhMKC21heF9yZWNvcmRzGAcgASgDEigKBmFjdGlvbhgIIAEoDjIYLmN1cmZldy5ldmVudHMudjEuQWN0aW9uIlUKCVVzZVNvdXJjZRIZChFhZGRyZXNzX3BzZXVkb255bRgBIAEoCRIcChRwcmVzZW50ZXJfdGh1bWJwcmludBgCIAEoCRIPCgdjb3VudHJ5GAMgASgJIvsCCgpVc2VEZWNpZGVkEg4KBnVzZV9pZBgBIAEoCRIuCgpkZWNpZGVkX2F0GAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCgh0b2tlbl9pZBgDIAEoCRISCgpnZW5lcmF0aW9uGAQgASgFEg8KB3N1YmplY3QYBSABKAkSGAoQcmVzb3VyY2Vfc2VydmljZRgGIAEoCRIQCghpbnN0YW5jZRgHIAEoCRIoCgZyZWFzb24YCCABKA4yGC5jdXJmZXcuZXZlbnRzLnYxLlJlYXNvbhItCgdkZXRhaWxzGAkgASgLMhwuY3VyZmV3LmV2ZW50cy52MS5Vc2VEZXRhaWxzEisKBnNvdXJjZRgKIAEoCzIbLmN1cmZldy5ldmVudHMudjEuVXNlU291cmNlEhkKEWluc3RhbmNlX3NlcXVlbmNlGAsgASgDEikKBWVuZGVkGAwgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Vc2VFbmRlZCJvCghVc2VFbmRlZBIqCgdvdXRjb21lGAEgASgOMhkuY3VyZmV3LmV2ZW50cy52MS5PdXRjb21lEg8KB3JlY29yZHMYAiABKAMSDgoGcGVvcGxlGAMgAygJEhYKDnVubmFtZWRfcGVvcGxlGAQgASgDIv4BCgxVc2VDb21wbGV0ZWQSDgoGdXNlX2lkGAEgASgJEjAKDGNvbXBsZXRlZF9hdBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIdG9rZW5faWQYAyABKAkSKgoHb3V0Y29tZRgEIAEoDjIZLmN1cmZldy5ldmVudHMudjEuT3V0Y29tZRIPCgdyZWNvcmRzGAUgASgDEg4KBnBlb3BsZRgGIAMoCRIWCg51bm5hbWVkX3Blb3BsZRgHIAEoAxIMCgRwYXJ0GAggASgFEg0KBXBhcnRzGAkgASgFEhgKEHJlc291cmNlX3NlcnZpY2UYCiABKAkiggIKFVVua25vd25BdHRlbXB0c0RlbmllZBIOCgZ1c2VfaWQYASABKAkSKAoGcmVhc29uGAIgASgOMhguY3VyZmV3LmV2ZW50cy52MS5SZWFzb24SGAoQcmVzb3VyY2Vfc2VydmljZRgDIAEoCRIZChFuZXR3b3JrX3BzZXVkb255bRgEIAEoCRINCgVjb3VudBgFIAEoAxIsCghmaXJzdF9hdBgGIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKwoHbGFzdF9hdBgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIaW5zdGFuY2UYCCABKAkqhgMKBlJlYXNvbhIWChJSRUFTT05fVU5TUEVDSUZJRUQQABINCglSRUFTT05fT0sQARIUChBSRUFTT05fTUFMRk9STUVEEAISEgoOUkVBU09OX1VOS05PV04QAxISCg5SRUFTT05fRVhQSVJFRBAEEhgKFFJFQVNPTl9OT1RfWUVUX1ZBTElEEAUSEgoOUkVBU09OX1JFVk9LRUQQBhIVChFSRUFTT05fU1VQRVJTRURFRBAHEhkKFVJFQVNPTl9XUk9OR19BVURJRU5DRRAIEhgKFFJFQVNPTl9TQ09QRV9NSVNTSU5HEAkSHwobUkVBU09OX1JFU09VUkNFX05PVF9HUkFOVEVEEAoSHgoaUkVBU09OX1BVUlBPU0VfTk9UX0dSQU5URUQQCxIkCiBSRUFTT05fREFUQV9DQVRFR09SWV9OT1RfR1JBTlRFRBAMEhsKF1JFQVNPTl9CSU5ESU5HX01JU01BVENIEA0SGQoVUkVBU09OX1NUQUxFX1ZFUklGSUVSEA4qVgoGQWN0aW9uEhYKEkFDVElPTl9VTlNQRUNJRklFRBAAEg8KC0FDVElPTl9SRUFEEAESEAoMQUNUSU9OX1dSSVRFEAISEQoNQUNUSU9OX0RFTEVURRADKmUKB091dGNvbWUSFwoTT1VUQ09NRV9VTlNQRUNJRklFRBAAEhUKEU9VVENPTUVfQ09NUExFVEVEEAESEgoOT1VUQ09NRV9GQUlMRUQQAhIWChJPVVRDT01FX1VOQU5TV0VSRUQQA2IGcHJvdG8z", [file_google_protobuf_timestamp]);
 
 /**
  * What was asked for and at most how much it touches.
@@ -203,6 +204,13 @@ export type UseDecided = Message<"curfew.events.v1.UseDecided"> & {
    * @generated from field: int64 instance_sequence = 11;
    */
   instanceSequence: bigint;
+
+  /**
+   * What the access touched, all of it, where it was over before an SDK reported its answer. Absent: UseCompleted tells it.
+   *
+   * @generated from field: curfew.events.v1.UseEnded ended = 12;
+   */
+  ended?: UseEnded | undefined;
 };
 
 /**
@@ -211,6 +219,48 @@ export type UseDecided = Message<"curfew.events.v1.UseDecided"> & {
  */
 export const UseDecidedSchema: GenMessage<UseDecided> = /*@__PURE__*/
   messageDesc(file_curfew_events_v1_uses, 2);
+
+/**
+ * How an access ended and what it touched, in UseDecided itself. Fields as in UseCompleted.
+ *
+ * @generated from message curfew.events.v1.UseEnded
+ */
+export type UseEnded = Message<"curfew.events.v1.UseEnded"> & {
+  /**
+   * How it ended.
+   *
+   * @generated from field: curfew.events.v1.Outcome outcome = 1;
+   */
+  outcome: Outcome;
+
+  /**
+   * Records touched.
+   *
+   * @generated from field: int64 records = 2;
+   */
+  records: bigint;
+
+  /**
+   * Random pseudonyms of the people touched, at most 1,000.
+   *
+   * @generated from field: repeated string people = 3;
+   */
+  people: string[];
+
+  /**
+   * Number of people touched who were not named.
+   *
+   * @generated from field: int64 unnamed_people = 4;
+   */
+  unnamedPeople: bigint;
+};
+
+/**
+ * Describes the message curfew.events.v1.UseEnded.
+ * Use `create(UseEndedSchema)` to create a new message.
+ */
+export const UseEndedSchema: GenMessage<UseEnded> = /*@__PURE__*/
+  messageDesc(file_curfew_events_v1_uses, 3);
 
 /**
  * What an allowed access really touched. Parts of one use add up.
@@ -294,7 +344,7 @@ export type UseCompleted = Message<"curfew.events.v1.UseCompleted"> & {
  * Use `create(UseCompletedSchema)` to create a new message.
  */
 export const UseCompletedSchema: GenMessage<UseCompleted> = /*@__PURE__*/
-  messageDesc(file_curfew_events_v1_uses, 3);
+  messageDesc(file_curfew_events_v1_uses, 4);
 
 /**
  * Denied attempts with no recognised token, merged: one record per resource service, reason, network and 10 s.
@@ -364,7 +414,7 @@ export type UnknownAttemptsDenied = Message<"curfew.events.v1.UnknownAttemptsDen
  * Use `create(UnknownAttemptsDeniedSchema)` to create a new message.
  */
 export const UnknownAttemptsDeniedSchema: GenMessage<UnknownAttemptsDenied> = /*@__PURE__*/
-  messageDesc(file_curfew_events_v1_uses, 4);
+  messageDesc(file_curfew_events_v1_uses, 5);
 
 /**
  * Why a verifier answered as it did. Closed set.
