@@ -18,25 +18,12 @@ import { openKafkaBus } from "@curfew/event-log/kafka.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import { faultyStore } from "@curfew/simulation/faulty-store.ts";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import {
-  type FerretServer,
-  ferretAvailable,
-  type KafkaServer,
-  kafkaAvailable,
-  startFerret,
-  startKafka,
-} from "../../deploy/dev/servers.ts";
+import { type FerretServer, type KafkaServer, startFerret, startKafka } from "../../deploy/dev/servers.ts";
 import { createTopics } from "./bus-rig.ts";
 
 const given = { brokers: process.env.CURFEW_TEST_KAFKA_BROKERS?.split(","), url: process.env.CURFEW_TEST_MONGODB_URL };
-const lacking = [
-  given.brokers ? { ok: true as const } : kafkaAvailable(),
-  given.url ? { ok: true as const } : ferretAvailable(),
-];
-const why = lacking.flatMap((each) => (each.ok ? [] : [each.why]));
-if (why.length > 0) console.warn(`skipped: ${why.join("; ")}`);
 
-describe.skipIf(why.length > 0)("sealing on Kafka and a MongoDB-protocol server", () => {
+describe("sealing on Kafka and a MongoDB-protocol server", () => {
   let kafka: KafkaServer | undefined;
   let ferret: FerretServer | undefined;
   const closers: (() => Promise<unknown>)[] = [];

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { createInterface } from "node:readline";
 import { BusUnavailable } from "@curfew/event-log/bus.ts";
 import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from "vitest";
-import { type KafkaServer, kafkaAvailable, startKafka } from "../../deploy/dev/servers.ts";
+import { type KafkaServer, startKafka } from "../../deploy/dev/servers.ts";
 import {
   assertAcknowledged,
   assertWhole,
@@ -21,12 +21,10 @@ import {
 } from "./bus-rig.ts";
 import { type Fate, type FaultyLink, fetchKey, openFaultyLink, produceKey } from "./faulty-link.ts";
 
-const here = kafkaAvailable();
-if (!here.ok) console.warn(`skipped: ${here.why}`);
 const numbers = (n: number) => Array.from({ length: n }, (_, i) => i);
 
 // One broker, reached through a link that can lose answers: every rule for kafkajs in the design's table, against the real thing.
-describe.skipIf(!here.ok)("the Kafka adapter under faults", { timeout: 120_000 }, () => {
+describe("the Kafka adapter under faults", { timeout: 120_000 }, () => {
   let link: FaultyLink;
   let kafka: KafkaServer;
   let brokers: string[];

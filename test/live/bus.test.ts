@@ -9,12 +9,10 @@ import { createAuthority, issueCertificate } from "@curfew/rpc/identity-authorit
 import { systemClock } from "@curfew/runtime/clock.ts";
 import kafkajs from "kafkajs";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { type KafkaServer, kafkaAvailable, startKafka } from "../../deploy/dev/servers.ts";
+import { type KafkaServer, startKafka } from "../../deploy/dev/servers.ts";
 import { cleanUp, collect, createTopics, idOf, openAdmin, openBus, openEpochs, record } from "./bus-rig.ts";
 
 const given = process.env.CURFEW_TEST_KAFKA_BROKERS?.split(",");
-const here = kafkaAvailable();
-if (!here.ok) console.warn(`skipped: ${here.why}`);
 
 const contract = (name: string, cluster: () => { brokers: string[]; ssl?: KafkaTls }) =>
   busContract(name, async (topics) => {
@@ -40,7 +38,7 @@ const contract = (name: string, cluster: () => { brokers: string[]; ssl?: KafkaT
     };
   });
 
-describe.skipIf(!given && !here.ok)("the Kafka adapter", () => {
+describe("the Kafka adapter", () => {
   let server: KafkaServer | undefined;
   beforeAll(async () => {
     if (!given) server = await startKafka();
@@ -49,7 +47,7 @@ describe.skipIf(!given && !here.ok)("the Kafka adapter", () => {
   contract("Kafka", () => ({ brokers: given ?? server?.brokers ?? [] }));
 });
 
-describe.skipIf(!here.ok)("the Kafka adapter on mutual TLS, with access lists", () => {
+describe("the Kafka adapter on mutual TLS, with access lists", () => {
   let server: KafkaServer | undefined;
   let dir: string;
   let ssl: { broker: KafkaTls; verifier: KafkaTls };

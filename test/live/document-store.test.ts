@@ -29,7 +29,7 @@ documentStoreContract("a MongoDB-protocol server", async () => {
   };
 });
 
-describe.skipIf(given)("a MongoDB-protocol server that is killed", () => {
+describe("a MongoDB-protocol server that is killed", () => {
   const opened: DocumentStore[] = [];
   let own: FerretServer | undefined;
   afterEach(async () => {

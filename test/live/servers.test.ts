@@ -7,14 +7,7 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type ConnectionOptions, connect as connectTls } from "node:tls";
-import {
-  ferretAvailable,
-  kafkaAvailable,
-  prepareFerret,
-  prepareKafka,
-  startFerret,
-  startKafka,
-} from "@curfew/deploy/dev/servers.ts";
+import { prepareFerret, prepareKafka, startFerret, startKafka } from "@curfew/deploy/dev/servers.ts";
 import { applyTopics, checkTopics, topics } from "@curfew/event-log/topics.ts";
 import { createAuthority, issueCertificate } from "@curfew/rpc/identity-authority.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
@@ -23,9 +16,6 @@ import { MongoClient } from "mongodb";
 import { afterEach, beforeAll, describe, expect, test } from "vitest";
 
 const one = { replicationFactor: 1, minInsync: 1 };
-const kafkaHere = kafkaAvailable();
-const ferretHere = ferretAvailable();
-for (const server of [kafkaHere, ferretHere]) if (!server.ok) console.warn(`skipped: ${server.why}`);
 
 const cleanups: (() => unknown)[] = [];
 const later = (cleanup: () => unknown) => cleanups.push(cleanup);
@@ -65,7 +55,7 @@ const read = async (brokers: string[], topic: string, count: number) => {
   return values;
 };
 
-describe.skipIf(!kafkaHere.ok)("a Kafka broker for development", () => {
+describe("a Kafka broker for development", () => {
   beforeAll(() => prepareKafka(console.log));
 
   test("topics apply creates the table once, and the broker has every setting", async () => {
@@ -229,7 +219,7 @@ const refusalOf = (brokers: string[], options: ConnectionOptions) =>
     socket.write(Buffer.from([0, 0, 0, 10, 0, 18, 0, 0, 0, 0, 0, 1, 0, 0]));
   });
 
-describe.skipIf(!ferretHere.ok)("FerretDB for development", () => {
+describe("FerretDB for development", () => {
   beforeAll(() => prepareFerret(console.log));
 
   const documents = (url: string) => {
@@ -256,7 +246,7 @@ describe.skipIf(!ferretHere.ok)("FerretDB for development", () => {
   });
 });
 
-describe.skipIf(!kafkaHere.ok || !ferretHere.ok)("the servers of a process", () => {
+describe("the servers of a process", () => {
   test("die with it even when it is killed with -9, and are out of reach of its terminal's Ctrl-C", async () => {
     const dir = scratch();
     const code = `
