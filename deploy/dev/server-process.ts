@@ -60,7 +60,11 @@ export const openServerProcess = async (options: {
     pause: () => {
       child.kill("SIGSTOP");
       const limitMs = performance.now() + pauseLimitMs;
-      while (!standsStill(pid)) if (performance.now() > limitMs) throw failed(`runs ${pauseLimitMs} ms after SIGSTOP`);
+      while (!standsStill(pid)) {
+        if (running() && performance.now() < limitMs) continue;
+        child.kill("SIGCONT");
+        throw failed(`does not stand still ${pauseLimitMs} ms after SIGSTOP`);
+      }
     },
     resume: () => void child.kill("SIGCONT"),
     async stop() {
@@ -87,11 +91,16 @@ const killWhenWeDie = (pid: number): ChildProcess => {
 };
 
 /** The signal is sent before the threads have it: on a busy machine one may still answer for some milliseconds. */
-const standsStill = (pid: number) =>
-  readdirSync(`/proc/${pid}/task`).every((thread) => {
-    const stat = readFileSync(`/proc/${pid}/task/${thread}/stat`, "utf8");
-    return stat.slice(stat.lastIndexOf(")") + 2).startsWith("T");
-  });
+const standsStill = (pid: number): boolean => {
+  try {
+    return readdirSync(`/proc/${pid}/task`).every((thread) => {
+      const stat = readFileSync(`/proc/${pid}/task/${thread}/stat`, "utf8");
+      return stat.slice(stat.lastIndexOf(")") + 2).startsWith("T");
+    });
+  } catch {
+    return false; // a thread ended meanwhile
+  }
+};
 
 const tail = (file: string) => readFileSync(file, "utf8").slice(-3000);
 

@@ -596,20 +596,62 @@ describe("reports", () => {
     expect(untilMs).toBeLessThanOrEqual(afterMs);
   });
 
+  const touching = (sdk: LocalVerifier, token: FakeToken, value: string, more: Partial<AccessRequest> = {}) =>
+    sdk.authorize(token.secret, { ...request, ...more }, (use) => {
+      use.touched({ people: [{ identifierType: "customer-id", value }] });
+      return use.useId;
+    });
+
   test("what an access touched may be refused: its decision is recorded all the same, and the log is never called whole", async () => {
     const sdk = await openLiveSdk();
     const token = await seen(sdk);
     verifier.poisonedPerson = "nobody";
-    const touch = (value: string) =>
-      sdk.authorize(token.secret, request, (use) => {
-        use.touched({ people: [{ identifierType: "customer-id", value }] });
-        return use.useId;
-      });
+    const touch = (value: string) => touching(sdk, token, value);
     const [fine, refused, after] = [await touch("1"), await touch("nobody"), await touch("2")];
     await until(() => [fine, refused, after].every((useId) => verifier.cached.has(useId))).toBe(true);
     expect([fine, refused, after].map((useId) => verifier.completedOf(useId).length)).toEqual([1, 0, 1]);
     expect(verifier.forged).toEqual([]);
     expect(await sdk.close()).toBe(false);
+  });
+
+  test("a decision may be refused: what its access touched is recorded all the same", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    verifier.poison = "invoices:read";
+    const useId = await touching(sdk, token, "1");
+    await until(() => verifier.completedOf(useId)).toMatchObject([{ people: [{ value: "1" }], part: 1, parts: 1 }]);
+    expect(verifier.cached.has(useId)).toBe(false);
+    expect(await sdk.close()).toBe(false);
+  });
+
+  test("people are counted in and out: many with a thousand each are all reported, in reports that a server takes", async () => {
+    const sdk = await openLiveSdk();
+    const token = await seen(sdk);
+    const people = Array.from({ length: 1_000 }, (_, i) => ({
+      identifierType: "email",
+      value: `${"x".repeat(80)}${i}`,
+    }));
+    // In all more than may wait at once.
+    for (let i = 0; i < 300; i += 1)
+      await sdk.authorize(token.secret, { ...request, maxPeople: 1_000 }, (use) => use.touched({ people }));
+    await until(() => verifier.cached.size).toBe(301);
+    expect(verifier.completed.size).toBe(302);
+    await until(() => revocation.pings().at(-1)).toMatchObject({ allReported: true });
+  });
+
+  test("a place that an access gives back when it ends is the next one's, with no report acknowledged meanwhile", async () => {
+    const sdk = await openLiveSdk({ maxBufferedUses: 5 });
+    const token = await seen(sdk);
+    await until(() => revocation.pings().at(-1)).toMatchObject({ allReported: true, reportedSequence: 1n });
+    verifier.reportFailure = { status: "UNAVAILABLE", reason: "DOWN", message: "down" };
+    const goOn = Promise.withResolvers<void>();
+    const running = [1, 2].map(() => sdk.authorize(token.secret, request, () => goOn.promise));
+    const waiting = sdk.authorize(token.secret, request, idOf, { deadlineMs: 30_000 });
+    goOn.resolve();
+    await Promise.all(running);
+    expect(await waiting).toMatch(/^[0-9a-f-]{36}$/);
+    expect(verifier.cached.size).toBe(1);
+    verifier.reportFailure = undefined;
   });
 
   test("closing denies, reports what is left, waits for accesses under way, and says that all is reported", async () => {

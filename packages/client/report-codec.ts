@@ -1,12 +1,12 @@
-import { fromBinary, toBinary } from "@bufbuild/protobuf";
+import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import type { Outcome, Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
-import { ReportUsesRequestSchema } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import { EndedAccessSchema, ReportUsesRequestSchema } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import { int32, int64, listedText, nested, text, time, written } from "@curfew/rpc/proto-writer.ts";
 import type { PersonFields, UseFields } from "./access-request.ts";
 
 /**
- * `curfew.verifier.v1.ReportUsesRequest`, encoded as the accesses end: what waits to be reported is a few bytes instead of the twenty
- * objects that each use is made of, which would outlive several collections. The test holds the bytes to protobuf-es's.
+ * `curfew.verifier.v1.ReportUsesRequest`, encoded as accesses end, at the latest as they are sent: what waits is a few bytes instead of
+ * the twenty objects that each use is made of, which would outlive several collections. The test holds the bytes to protobuf-es's.
  */
 
 /** `curfew.verifier.v1.CachedUse`. */
@@ -100,11 +100,19 @@ const instanceField = (instance: string): void => text(1, instance);
 export const encodeCachedUse = (use: CachedUse, sequence: number, ended?: EndedAccess): Uint8Array =>
   written({ use, sequence, ended }, cachedField);
 
-/** The same cached use as if its access went on. */
-export const withoutEnd = (cachedUse: Uint8Array): Uint8Array => {
-  const report = fromBinary(ReportUsesRequestSchema, cachedUse);
-  for (const use of report.cachedUses) use.ended = undefined;
-  return toBinary(ReportUsesRequestSchema, report);
+/** A cached use that has ended, as two of the request's uses: its decision, and what it touched. */
+export const apart = (cachedUse: Uint8Array): { readonly decision: Uint8Array; readonly completion: Uint8Array } => {
+  const { cachedUses } = fromBinary(ReportUsesRequestSchema, cachedUse);
+  const encode = (uses: Pick<MessageInitShape<typeof ReportUsesRequestSchema>, "cachedUses" | "completedUses">) =>
+    toBinary(ReportUsesRequestSchema, create(ReportUsesRequestSchema, uses));
+  const completed = ({ useId, tokenId, ended = create(EndedAccessSchema) }: (typeof cachedUses)[number]) => {
+    const { outcome, records, people, unnamedPeople } = ended;
+    return { useId, tokenId, outcome, records, people, unnamedPeople, part: 1, parts: 1 };
+  };
+  return {
+    decision: encode({ cachedUses: cachedUses.map(({ ended: _, ...use }) => use) }),
+    completion: encode({ completedUses: cachedUses.map(completed) }),
+  };
 };
 
 /** One of its completed uses. */

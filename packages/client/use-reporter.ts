@@ -6,13 +6,13 @@ import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import type { Random } from "@curfew/runtime/random.ts";
 import {
+  apart,
   type CachedUse,
   type CompletedUse,
   type EndedAccess,
   encodeCachedUse,
   encodeCompletedUse,
   encodeReport,
-  withoutEnd,
 } from "./report-codec.ts";
 import { WaitingRoom } from "./waiting-room.ts";
 import type { Reported } from "./watch.ts";
@@ -57,8 +57,8 @@ const maxBufferedBytes = 64 * 1024 * 1024;
 const maxWaiting = 10_000;
 /** Of each kind in a request. */
 const batchUses = 256;
-/** Of people in a request, estimated; the server takes 1 MiB. */
-const batchBytes = 512 * 1024;
+/** Of a request; the server takes 1 MiB, and one item alone has less. */
+const batchBytes = 768 * 1024;
 /** Half of the second that a report may be late: the other half is the report's own. */
 const flushAfterMs = 500;
 const maxInFlight = 8;
@@ -73,7 +73,7 @@ const closeMs = 5_000;
 export const maxUnreportedMs = 2_000;
 
 interface Item {
-  /** In the form it has in a request; a decision from when its access ended, or it is sent. */
+  /** In the form it has in a request; a decision from when its access ended, or it is sent. Gone once it is settled. */
   encoded: Uint8Array | undefined;
   /** A decision till it is encoded. */
   decision: CachedUse | undefined;
@@ -88,7 +88,7 @@ interface Item {
   readonly addedMs: number;
 }
 /** A use that was decided here, for the reporter to know again. */
-export type Decision = Item;
+export type Decision = Pick<Item, "sequence">;
 
 interface Batch {
   readonly items: readonly Item[];
@@ -188,13 +188,15 @@ class BufferedReporter implements UseReporter {
     return item;
   }
 
-  completed(use: CompletedUse, last: boolean, decided?: Decision): void {
+  completed(use: CompletedUse, last: boolean, decision?: Decision): void {
     const bytes = estimatedBytes(use.people);
     this.#bytes += bytes;
-    if (last && use.part === 1 && decided?.decision) {
-      encodeDecision(decided, use);
-      decided.bytes = bytes;
+    const item = decision as Item | undefined;
+    if (last && use.part === 1 && item?.decision) {
+      encodeDecision(item, use);
+      item.bytes = bytes;
       this.#places -= 1;
+      this.#wake();
       return;
     }
     const encoded = encodeCompletedUse(use);
@@ -289,9 +291,9 @@ class BufferedReporter implements UseReporter {
     for (const item of this.#items) {
       if (item.sequence > 0) cached += 1;
       else completed += 1;
-      bytes += item.bytes;
-      if (cached > batchUses || completed > batchUses || (bytes > batchBytes && n > 0)) break;
       encodeDecision(item);
+      bytes += item.encoded?.length ?? 0;
+      if (cached > batchUses || completed > batchUses || (bytes > batchBytes && n > 0)) break;
       n += 1;
     }
     return this.#items.splice(0, n);
@@ -317,14 +319,18 @@ class BufferedReporter implements UseReporter {
       return (await this.#deliver(items.slice(0, half), turn)) && (await this.#deliver(items.slice(half), turn));
     }
     const [item] = items;
+    // The decision may be at fault, or what was touched: the other one is recorded.
+    if (item?.encoded && item.hasEnded) {
+      const { decision, completion } = apart(item.encoded);
+      const alone = { ...item, encoded: decision, hasEnded: false };
+      const rest = { ...alone, encoded: completion, sequence: 0, decidedMs: Number.POSITIVE_INFINITY };
+      return (await this.#deliver([alone], turn)) && (await this.#deliver([rest], turn));
+    }
     this.#lost = true;
-    const { status, reason, message } = failure;
-    const kind = item?.sequence && !item.hasEnded ? "cached" : "completed";
-    this.#options.log.error({ status, reason, why: message, kind }, "the verifier refuses to record a use");
-    // What it touched may be at fault: without that it stands in the log with all that it may have touched.
-    if (item?.encoded && item.hasEnded)
-      return this.#deliver([{ ...item, encoded: withoutEnd(item.encoded), hasEnded: false }], turn);
     this.#lostMs = Math.min(this.#lostMs, oldestDecidedMs(items));
+    const { status, reason, message } = failure;
+    const kind = item?.sequence ? "cached" : "completed";
+    this.#options.log.error({ status, reason, why: message, kind }, "the verifier refuses to record a use");
     return true;
   }
 
@@ -347,7 +353,11 @@ class BufferedReporter implements UseReporter {
   #settle(batch: Batch, delivered: boolean): void {
     this.#inFlight -= 1;
     this.#places -= batch.items.length;
-    for (const { bytes } of batch.items) this.#bytes -= bytes;
+    for (const item of batch.items) {
+      this.#bytes -= item.bytes;
+      // An access that goes on holds its decision, and that would hold memory it shares with many.
+      item.encoded = undefined;
+    }
     batch.acknowledged = delivered;
     while (this.#batches[0]?.acknowledged) {
       const { lastSequence } = this.#batches.shift() as Batch;

@@ -113,7 +113,13 @@ describe("what is called certainly valid", () => {
         cachedUses: [{ ...cached, ...more }],
         completedUses: [{ ...completed, ...completion }],
       });
+    const ended = {
+      outcome: Outcome.FAILED,
+      records: 1n,
+      people: [{ controller: "acme", identifierType: "email", value: "a" }],
+    };
     expect(certainlyValid(desc, report({}))).toBe(true);
+    expect(certainlyValid(desc, report({ ended }))).toBe(true);
     const broken = [
       report({ useId: "x" }),
       report({ use: undefined }),
@@ -127,6 +133,10 @@ describe("what is called certainly valid", () => {
       report({ use: { ...use, dataCategories: ["Ä"] } }),
       report({ use: { ...use, dataCategories: Array.from({ length: 33 }, (_, i) => `c${i}`) } }),
       report({ use: { ...use, maxPeople: 1_000_000_001n } }),
+      report({ ended: { ...ended, outcome: Outcome.UNANSWERED } }),
+      report({ ended: { ...ended, records: -1n } }),
+      report({ ended: { ...ended, people: [{ controller: "acme", identifierType: "E mail", value: "a" }] } }),
+      report({ ended: { ...ended, people: Array.from({ length: 1_001 }, () => ended.people[0]) } }),
       report({}, { records: -1n }),
       report({}, { people: [{ controller: "acme", identifierType: "email", value: "" }] }),
     ];

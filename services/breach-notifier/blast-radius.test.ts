@@ -362,6 +362,7 @@ describe("facts of uses", () => {
       eventIds: ["d/decided"],
     });
     expect(found.get("e")?.parts.map(({ people }) => people)).toEqual([["p1", "p7"], ["p1"]]);
+    expect(found.get("e")?.complete).toBe(false);
     expect(found.get("e")?.eventIds).toEqual(["e/decided", "e/1"]);
     expect(expected.orphans).toBe(1);
   });

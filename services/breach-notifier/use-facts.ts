@@ -68,7 +68,7 @@ const useFact = (useId: string, { decided, parts }: JoiningUse): UseFact | undef
       people: part.people,
       unnamedPeople: Number(part.unnamedPeople),
     })),
-    complete: isComplete(reported),
+    complete: later.length === 0 ? reported.length > 0 : isComplete(later.map((part) => part.fact)),
     // What was reported of a use counts, whatever else was said of it.
     unanswered: reported.length > 0 && answered.length === 0,
     eventIds: [decided.eventId, ...later.map((part) => part.eventId)],

@@ -3,7 +3,7 @@ import { Session } from "node:inspector";
 import { isMessage } from "@bufbuild/protobuf";
 import { EvidenceMode } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import type { TokenIssued } from "@curfew/contracts/gen/curfew/events/v1/tokens_pb.ts";
-import { UseDecidedSchema } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import { UseCompletedSchema, UseDecidedSchema } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { encodeEvent, readEvent } from "@curfew/event-log/envelope.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openIssuer } from "@curfew/issuer/service.ts";
@@ -77,7 +77,7 @@ const countUses = async ({ bus }: ServiceParts) => {
         if (isMessage(message, UseDecidedSchema)) {
           count.decided += 1;
           if (message.ended) count.ended += 1;
-        } else count.ended += 1;
+        } else if (isMessage(message, UseCompletedSchema)) count.ended += 1;
       }
       left -= records.length;
       if (left <= 0) all.resolve();

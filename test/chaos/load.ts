@@ -242,20 +242,18 @@ class LoadRun implements Load {
     const token = this.#pool.find(({ evidenceMode }) => evidenceMode === EvidenceMode.BATCHED);
     if (!token) return;
     const useIds = [randomUUID(), randomUUID()];
-    const cachedUses = useIds.map((useId) => {
+    const { tokenId } = token;
+    const touched = { outcome: Outcome.COMPLETED, records: 1n, people: [person(this.#random.below(100))] };
+    // Of every other the access is over.
+    const cachedUses = useIds.map((useId, i) => {
       this.#sequence += 1n;
-      const said = { decidedAt: timestampNow(), tokenId: token.tokenId, generation: 1, reason: Reason.OK };
-      return { useId, instanceSequence: this.#sequence, ...said, use: { ...use, ...limits } };
+      const said = { decidedAt: timestampNow(), tokenId, generation: 1, reason: Reason.OK };
+      const ended = i % 2 === 0 ? { ended: touched } : {};
+      return { useId, instanceSequence: this.#sequence, ...said, use: { ...use, ...limits }, ...ended };
     });
-    const completedUses = useIds.map((useId) => ({
-      useId,
-      tokenId: token.tokenId,
-      outcome: Outcome.COMPLETED,
-      records: 1n,
-      people: [person(this.#random.below(100))],
-      part: 1,
-      parts: 1,
-    }));
+    const completedUses = useIds
+      .filter((_, i) => i % 2 === 1)
+      .map((useId) => ({ ...touched, useId, tokenId, part: 1, parts: 1 }));
     const request = { instance: "load", cachedUses, completedUses };
     const answer = await this.#operate("ReportUses", true, () =>
       this.#random.pick(this.#clients.verifier).reportUses(request, { deadlineMs }),

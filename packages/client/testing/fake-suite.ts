@@ -200,7 +200,7 @@ export const openFakeVerifier = (clock: Clock) => {
     loseAnswers: 0,
     /** A use of this scope is refused with the whole report or batch. */
     poison: "",
-    /** So is one that touched a person of this identifier. */
+    /** So is a report of one that touched a person of this identifier. */
     poisonedPerson: "",
     /** Called before an answer leaves. */
     beforeAnswer: async (): Promise<void> => undefined,
@@ -236,12 +236,14 @@ export const openFakeVerifier = (clock: Clock) => {
           fake.reports += 1;
           if (fake.reportFailure) throw new RpcError(fake.reportFailure);
           if (request.cachedUses.some(({ use }) => use?.scope === fake.poison)) throw new RpcError(poisoned);
-          const touched = request.cachedUses.flatMap(({ ended }) => ended?.people ?? []);
+          const touched = [...request.cachedUses.map(({ ended }) => ended), ...request.completedUses].flatMap(
+            (part) => part?.people ?? [],
+          );
           if (touched.some(({ value }) => value === fake.poisonedPerson)) throw new RpcError(poisoned);
-          for (const { ended, ...use } of request.cachedUses) {
+          for (const use of request.cachedUses) {
             record(cached, use.useId, use);
-            if (!ended) continue;
-            const { useId, tokenId } = use;
+            if (!use.ended) continue;
+            const { useId, tokenId, ended } = use;
             const { outcome, records, people, unnamedPeople } = ended;
             const whole = { useId, tokenId, outcome, records, people, unnamedPeople, part: 1, parts: 1 };
             record(completed, `${useId}/1`, create(CompletedUseSchema, whole));
