@@ -42,7 +42,7 @@ const overheadBytes = 1_200;
 export const patienceMs = 2_000;
 const closeMs = 2_000;
 /** What is sent in a turn of the event loop leaves at its end: in pieces, so that the first callers go on while the rest are answered. */
-const answersPerTurn = 16;
+const answersPerTurn = 32;
 const nextTurn = (): Promise<void> => new Promise((resolve) => setImmediate(resolve));
 
 interface Entry {
