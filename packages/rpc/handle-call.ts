@@ -68,6 +68,22 @@ async function* decoded(call: Readable, method: DescMethod) {
     yield parseRequest(method.input, bytes as Buffer);
 }
 
+/**
+ * Turns of the event loop that grpc-js takes for an answer: its bytes leave, its end is asked for, its end leaves. Requests wait as long
+ * before they are handled: handled as they are read, all that came in one turn held up answers already given, and these callers idled.
+ */
+const turnsOfAnAnswer = 3;
+let answersLeave: Promise<void> | undefined;
+
+/** Shared by all that come meanwhile. */
+const afterAnswers = (): Promise<void> => {
+  answersLeave ??= (async () => {
+    for (let turn = 0; turn < turnsOfAnAnswer; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+    answersLeave = undefined;
+  })();
+  return answersLeave;
+};
+
 /** Calls that answer one message. */
 const answerOnce = (
   call: Call,
@@ -86,7 +102,11 @@ const answerOnce = (
     return;
   }
   active.onAbort = (reason) => void (call.cancelled || fail(reason));
-  traced(call, name, async () => encodeResponse(method.output, await run(active))).then(
+  const handle = async () => {
+    await afterAnswers();
+    return encodeResponse(method.output, await run(active));
+  };
+  traced(call, name, handle).then(
     (bytes) => void (active.finish() && respond(null, bytes)),
     (error) => void (active.finish() && fail(error)),
   );
