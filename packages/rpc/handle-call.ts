@@ -13,7 +13,7 @@ import type {
   UntypedHandleCall,
 } from "@grpc/grpc-js";
 import { ActiveCall, type CallSet, type SurfaceCall, shuttingDown } from "./active-call.ts";
-import { encodeFailure } from "./errors.ts";
+import { encodeFailure, type RpcFailure } from "./errors.ts";
 import { failureOf, type RpcLog } from "./failure-of.ts";
 import type { Peer } from "./identity.ts";
 import { encodeResponse, parseRequest } from "./request.ts";
@@ -33,21 +33,30 @@ export interface CallEnvironment {
 }
 
 type Call = SurfaceCall & { readonly metadata: Metadata };
+
+/** A method and what is the same for all its calls. */
+interface Method {
+  readonly bound: BoundService;
+  readonly desc: DescMethod;
+  readonly env: CallEnvironment;
+  readonly name: string;
+  readonly spanName: ReturnType<typeof span.rpc>;
+  readonly attributes: Readonly<Record<string, string>>;
+}
 type WritableCall = ServerWritableStream<Buffer, Buffer> | ServerDuplexStream<Buffer, Buffer>;
 
-const admit = (call: Call, bound: BoundService, method: DescMethod, env: CallEnvironment): ActiveCall => {
+const admit = (call: Call, { bound, desc, env, name }: Method): ActiveCall => {
   const peer = env.peers.get(call.metadata);
   if (!peer) throw new Error("a call passed without an identity");
   if (env.stopping) throw shuttingDown();
-  const streams = method.methodKind === "server_streaming" || method.methodKind === "bidi_streaming";
+  const streams = desc.methodKind === "server_streaming" || desc.methodKind === "bidi_streaming";
   const calls = streams ? env.streams : env.unary;
   calls.assertRoomFor(peer.caller.uri);
-  const capMs =
-    bound.deadlineCapsMs[method.localName] ?? (streams ? Number.POSITIVE_INFINITY : env.limits.maxDeadlineMs);
+  const capMs = bound.deadlineCapsMs[desc.localName] ?? (streams ? Number.POSITIVE_INFINITY : env.limits.maxDeadlineMs);
   return new ActiveCall({
     call,
     peer,
-    method: methodName(method),
+    method: name,
     capMs,
     untilExpiry: streams,
     clock: env.clock,
@@ -55,10 +64,13 @@ const admit = (call: Call, bound: BoundService, method: DescMethod, env: CallEnv
   });
 };
 
-const traced = <T>(call: Call, name: string, work: () => Promise<T>): Promise<T> => {
+const failureIn = ({ bound, env, name }: Method, error: unknown): RpcFailure =>
+  failureOf(error, { method: name, rejections: bound.rejections, ...env });
+
+const traced = <T>(call: Call, { spanName, attributes }: Method, work: () => Promise<T>): Promise<T> => {
   const [traceparent] = call.metadata.get("traceparent");
   return runWithTraceparent(typeof traceparent === "string" ? traceparent : undefined, () =>
-    withSpan(span.rpc(name), { [attribute.rpcSystem]: "grpc", [attribute.rpcMethod]: name }, work),
+    withSpan(spanName, attributes, work),
   );
 };
 
@@ -89,14 +101,12 @@ const answerOnce = (
   call: Call,
   respond: sendUnaryData<Buffer>,
   run: (ctx: CallContext) => unknown,
-  [bound, method, env]: [BoundService, DescMethod, CallEnvironment],
+  method: Method,
 ): void => {
-  const name = methodName(method);
-  const fail = (error: unknown) =>
-    respond(encodeFailure(failureOf(error, { method: name, rejections: bound.rejections, ...env })));
+  const fail = (error: unknown) => respond(encodeFailure(failureIn(method, error)));
   let active: ActiveCall;
   try {
-    active = admit(call, bound, method, env);
+    active = admit(call, method);
   } catch (error) {
     fail(error);
     return;
@@ -104,28 +114,23 @@ const answerOnce = (
   active.onAbort = (reason) => void (call.cancelled || fail(reason));
   const handle = async () => {
     await afterAnswers();
-    return encodeResponse(method.output, await run(active));
+    return encodeResponse(method.desc.output, await run(active));
   };
-  traced(call, name, handle).then(
+  traced(call, method, handle).then(
     (bytes) => void (active.finish() && respond(null, bytes)),
     (error) => void (active.finish() && fail(error)),
   );
 };
 
 /** Calls that answer a stream: pulls the next message only when the last was taken, so a slow reader slows the handler. */
-const answerMany = (
-  call: WritableCall,
-  run: (ctx: CallContext) => unknown,
-  [bound, method, env]: [BoundService, DescMethod, CallEnvironment],
-): void => {
-  const name = methodName(method);
+const answerMany = (call: WritableCall, run: (ctx: CallContext) => unknown, method: Method): void => {
   const fail = (error: unknown) => {
-    const failure = encodeFailure(failureOf(error, { method: name, rejections: bound.rejections, ...env }));
+    const failure = encodeFailure(failureIn(method, error));
     call.emit("error", Object.assign(new Error(failure.details), failure));
   };
   let active: ActiveCall;
   try {
-    active = admit(call, bound, method, env);
+    active = admit(call, method);
   } catch (error) {
     fail(error);
     return;
@@ -146,7 +151,7 @@ const answerMany = (
       for (;;) {
         const step = await messages.next();
         if (active.ended || step.done) return;
-        if (!call.write(encodeResponse(method.output, step.value))) await taken();
+        if (!call.write(encodeResponse(method.desc.output, step.value))) await taken();
         if (active.ended) return;
       }
     } finally {
@@ -154,28 +159,30 @@ const answerMany = (
       Promise.resolve(messages.return?.()).catch(() => undefined);
     }
   };
-  traced(call, name, pump).then(
+  traced(call, method, pump).then(
     () => void (active.finish() && call.end()),
     (error) => void (active.finish() && fail(error)),
   );
 };
 
 /** The grpc-js handler of a method: decode, validate, run, encode; every error answered by `failureOf`. */
-export const handleCall = (bound: BoundService, method: DescMethod, env: CallEnvironment): UntypedHandleCall => {
-  const handler = bound.handlers[method.localName] as AnyHandler;
-  const parts: [BoundService, DescMethod, CallEnvironment] = [bound, method, env];
-  switch (method.methodKind) {
+export const handleCall = (bound: BoundService, desc: DescMethod, env: CallEnvironment): UntypedHandleCall => {
+  const handler = bound.handlers[desc.localName] as AnyHandler;
+  const name = methodName(desc);
+  const attributes = { [attribute.rpcSystem]: "grpc", [attribute.rpcMethod]: name };
+  const method: Method = { bound, desc, env, name, spanName: span.rpc(name), attributes };
+  switch (desc.methodKind) {
     case "unary":
       return (call: ServerUnaryCall<Buffer, Buffer>, respond: sendUnaryData<Buffer>) =>
-        answerOnce(call, respond, (ctx) => handler(parseRequest(method.input, call.request), ctx), parts);
+        answerOnce(call, respond, (ctx) => handler(parseRequest(desc.input, call.request), ctx), method);
     case "client_streaming":
       return (call: ServerReadableStream<Buffer, Buffer>, respond: sendUnaryData<Buffer>) =>
-        answerOnce(call, respond, (ctx) => handler(decoded(call, method), ctx), parts);
+        answerOnce(call, respond, (ctx) => handler(decoded(call, desc), ctx), method);
     case "server_streaming":
       return (call: ServerWritableStream<Buffer, Buffer>) =>
-        answerMany(call, (ctx) => handler(parseRequest(method.input, call.request), ctx), parts);
+        answerMany(call, (ctx) => handler(parseRequest(desc.input, call.request), ctx), method);
     case "bidi_streaming":
       return (call: ServerDuplexStream<Buffer, Buffer>) =>
-        answerMany(call, (ctx) => handler(decoded(call, method), ctx), parts);
+        answerMany(call, (ctx) => handler(decoded(call, desc), ctx), method);
   }
 };

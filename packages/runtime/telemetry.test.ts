@@ -14,6 +14,17 @@ test("without an SDK there is always a valid traceparent, a fresh one each time"
   expect(parseTraceparent(currentTraceparent((n) => new Uint8Array(n)))).toBeDefined();
 });
 
+test("all of one request without a trace has the same new one, another request another", async () => {
+  const ofRequest = () =>
+    runWithTraceparent(undefined, async () => {
+      const first = currentTraceparent(systemRandom);
+      await new Promise(setImmediate);
+      expect(currentTraceparent(systemRandom)).toBe(first);
+      return first;
+    });
+  expect(await ofRequest()).not.toBe(await ofRequest());
+});
+
 test("a received traceparent holds across awaits, nested spans and timers, and ends with its callback", async () => {
   await runWithTraceparent(header, async () => {
     await new Promise((resolve) => setImmediate(resolve));

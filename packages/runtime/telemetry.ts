@@ -99,8 +99,11 @@ export const withSpan = <T>(name: SpanName, attributes: Attributes, fn: (active:
     ) as T;
   });
 
-/** Carries a received traceparent where no SDK is installed: the API alone keeps no context. */
-const received = new AsyncLocalStorage<string>();
+/**
+ * The trace of the request being handled, where no SDK is installed: the API alone keeps no context. Made when first asked for, unless it
+ * was received.
+ */
+const handled = new AsyncLocalStorage<{ traceparent: string | undefined }>();
 const traceparentForm = /^(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$/;
 
 /** The span context in a W3C traceparent, or undefined when it is not a valid one (which is then ignored, W3C §3.2). */
@@ -113,21 +116,26 @@ export const parseTraceparent = (header: string): SpanContext | undefined => {
 
 const format = (c: SpanContext): string => `00-${c.traceId}-${c.spanId}-0${c.traceFlags & 1}`;
 
-const freshHex = (n: number, random: Random): string => {
-  const hex = Buffer.from(random(n)).toString("hex");
-  return /^0+$/.test(hex) ? `${hex.slice(1)}1` : hex;
+/** Unsampled. All zeros would be no id. */
+const freshTraceparent = (random: Random): string => {
+  const hex = Buffer.from(random(24)).toString("hex");
+  const notZeros = (id: string) => (/[^0]/.test(id) ? id : `${id.slice(1)}1`);
+  return `00-${notZeros(hex.slice(0, 32))}-${notZeros(hex.slice(32))}-00`;
 };
 
-/** W3C traceparent of the active span, else of the record or request being handled, else a fresh unsampled one. Always valid. */
+/** W3C traceparent of the active span, else of the request being handled, else a fresh unsampled one. Always valid. */
 export const currentTraceparent = (random: Random): string => {
   const active = trace.getActiveSpan()?.spanContext();
   if (active && isSpanContextValid(active)) return format(active);
-  return received.getStore() ?? `00-${freshHex(16, random)}-${freshHex(8, random)}-00`;
+  const request = handled.getStore();
+  if (!request) return freshTraceparent(random);
+  request.traceparent ??= freshTraceparent(random);
+  return request.traceparent;
 };
 
-/** Runs `fn` as a continuation of the trace in `header`; an absent or invalid one starts no continuation. */
+/** Handles a request in `fn` as a continuation of the trace in `header`; an absent or invalid one begins a trace. */
 export const runWithTraceparent = <T>(header: string | undefined, fn: () => T): T => {
   const parent = header === undefined ? undefined : parseTraceparent(header);
-  if (!parent) return received.exit(() => context.with(ROOT_CONTEXT, fn));
-  return received.run(format(parent), () => context.with(trace.setSpanContext(ROOT_CONTEXT, parent), fn));
+  const within = parent ? trace.setSpanContext(ROOT_CONTEXT, parent) : ROOT_CONTEXT;
+  return handled.run({ traceparent: parent && format(parent) }, () => context.with(within, fn));
 };

@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from "node:async_hooks";
 import { BusUnavailable, type OutRecord, type Producer } from "@curfew/event-log/bus.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
@@ -135,6 +136,7 @@ class Lane {
   #open: readonly Waiting[] = [];
   #running: Promise<void> | undefined;
   #stalled: boolean = false;
+  readonly #outside = AsyncLocalStorage.snapshot();
 
   constructor(producer: Producer, clock: Clock, log: Log, follow: (record: OutRecord) => Promise<void>) {
     this.#producer = producer;
@@ -157,7 +159,8 @@ class Lane {
 
   push(waiting: Waiting): void {
     this.#queue.push(waiting);
-    this.#running ??= this.#run();
+    // Not in the context of the call that came first: what is recorded later belongs to other traces.
+    this.#running ??= this.#outside(() => this.#run());
   }
 
   dropGone(): void {

@@ -33,54 +33,79 @@ const none: ReadonlySet<string> = new Set();
 /** Which controllers a resource service may speak for: a closed set in configuration, by the name in its certificate. */
 export const openRequestChecks = (organisation: Organisation): ((ctx: CallContext) => RequestCheck) => {
   const listed = new Map(organisation.resourceServices.map(({ name, controllers }) => [name, new Set(controllers)]));
-  return ({ caller }) => {
-    const controllers = (caller.kind === "workload" ? listed.get(caller.name) : undefined) ?? none;
-    const violations: FieldViolation[] = [];
-    const violation: RequestCheck["violation"] = (field, reason, description) => {
-      if (violations.length < maxViolations) violations.push({ field, reason, description });
-    };
-    const notListed = (field: string) =>
-      violation(field, "CONTROLLER_NOT_LISTED", "must be a controller that the calling resource service is listed for");
-    const noTokenId = (field: string) => violation(field, "NOT_A_TOKEN_ID", 'must be "tok_" and a UUID');
-    // Names of fields are made where they are told: a report has hundreds that are right.
-    const use = (asked: UseRequest, at: string, i?: number): Address | undefined => {
-      const path = (name: string) => (i === undefined ? `${at}.${name}` : `${at}[${i}].use.${name}`);
-      if (!controllers.has(asked.controller)) notListed(path("controller"));
-      if (asked.sourceAddress === "") return undefined;
-      const address = parseAddress(asked.sourceAddress);
-      if (!address) violation(path("source_address"), "NOT_AN_ADDRESS", "must be an IPv4 or IPv6 address");
-      return address;
-    };
-    const touched = (people: readonly Person[], at: () => string) => {
-      for (const [n, person] of people.entries())
-        if (!controllers.has(person.controller)) notListed(`${at()}.people[${n}].controller`);
-    };
-    const check: RequestCheck = {
-      violation,
-      use,
-      cachedUse(cached, i) {
-        if (!parseTokenId(cached.tokenId)) noTokenId(`cached_uses[${i}].token_id`);
-        if (!cached.decidedAt || !isSaneTime(cached.decidedAt))
-          violation(
-            `cached_uses[${i}].decided_at`,
-            "TIME_OUT_OF_RANGE",
-            "must be a time between the years 1970 and 9999",
-          );
-        if (cached.ended) touched(cached.ended.people, () => `cached_uses[${i}].ended`);
-        return cached.use && use(cached.use, "cached_uses", i);
-      },
-      completedUse({ tokenId, people }, i) {
-        if (!parseTokenId(tokenId)) noTokenId(`completed_uses[${i}].token_id`);
-        touched(people, () => `completed_uses[${i}]`);
-      },
-      assertRight() {
-        if (violations.length === 0) return;
-        const [first] = violations;
-        const message = `invalid request: ${first?.field}: ${first?.description}`;
-        const reason = first?.reason ?? "INVALID_REQUEST";
-        throw new RpcError({ status: "INVALID_ARGUMENT", reason, message, fieldViolations: violations });
-      },
-    };
-    return check;
-  };
+  return ({ caller }) => new CallerCheck((caller.kind === "workload" ? listed.get(caller.name) : undefined) ?? none);
 };
+
+/** Names of fields are made where they are told: a report has hundreds that are right. */
+class CallerCheck implements RequestCheck {
+  readonly #controllers: ReadonlySet<string>;
+  #violations: FieldViolation[] | undefined;
+
+  constructor(controllers: ReadonlySet<string>) {
+    this.#controllers = controllers;
+  }
+
+  violation(field: string, reason: string, description: string): void {
+    this.#violations ??= [];
+    if (this.#violations.length < maxViolations) this.#violations.push({ field, reason, description });
+  }
+
+  use(asked: UseRequest, at: string): Address | undefined {
+    return this.#use(asked, () => at);
+  }
+
+  cachedUse({ tokenId, decidedAt, use, ended }: CachedUse, i: number): Address | undefined {
+    if (!parseTokenId(tokenId)) this.#noTokenId(`cached_uses[${i}].token_id`);
+    if (!decidedAt || !isSaneTime(decidedAt))
+      this.violation(
+        `cached_uses[${i}].decided_at`,
+        "TIME_OUT_OF_RANGE",
+        "must be a time between the years 1970 and 9999",
+      );
+    if (ended) this.#touched(ended.people, () => `cached_uses[${i}].ended`);
+    return use && this.#use(use, () => `cached_uses[${i}].use`);
+  }
+
+  completedUse({ tokenId, people }: CompletedUse, i: number): void {
+    if (!parseTokenId(tokenId)) this.#noTokenId(`completed_uses[${i}].token_id`);
+    this.#touched(people, () => `completed_uses[${i}]`);
+  }
+
+  assertRight(): void {
+    const fieldViolations = this.#violations;
+    if (!fieldViolations) return;
+    const [first] = fieldViolations;
+    const message = `invalid request: ${first?.field}: ${first?.description}`;
+    throw new RpcError({
+      status: "INVALID_ARGUMENT",
+      reason: first?.reason ?? "INVALID_REQUEST",
+      message,
+      fieldViolations,
+    });
+  }
+
+  #use(asked: UseRequest, at: () => string): Address | undefined {
+    if (!this.#controllers.has(asked.controller)) this.#notListed(`${at()}.controller`);
+    if (asked.sourceAddress === "") return undefined;
+    const address = parseAddress(asked.sourceAddress);
+    if (!address) this.violation(`${at()}.source_address`, "NOT_AN_ADDRESS", "must be an IPv4 or IPv6 address");
+    return address;
+  }
+
+  #touched(people: readonly Person[], at: () => string): void {
+    for (const [n, person] of people.entries())
+      if (!this.#controllers.has(person.controller)) this.#notListed(`${at()}.people[${n}].controller`);
+  }
+
+  #notListed(field: string): void {
+    this.violation(
+      field,
+      "CONTROLLER_NOT_LISTED",
+      "must be a controller that the calling resource service is listed for",
+    );
+  }
+
+  #noTokenId(field: string): void {
+    this.violation(field, "NOT_A_TOKEN_ID", 'must be "tok_" and a UUID');
+  }
+}

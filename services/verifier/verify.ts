@@ -78,7 +78,8 @@ export const verifyUses = async (
     }
   });
   const pending = deciding.some(isPromise) ? await Promise.all(deciding) : (deciding as Pending[]);
-  const facts = pending.flatMap(({ fact }) => fact ?? []);
+  const facts: Fact[] = [];
+  for (const { fact } of pending) if (fact) facts.push(fact);
   if (facts.length > 0) await verifier.recorder.record(facts, ctx);
   // Synchronous from here to the reply: whatever is acknowledged to `revocation` has been looked at.
   return pending.map((one) => answer(verifier, one, ctx));
