@@ -1,6 +1,6 @@
 import { emptyRoot, isCount, isHash, sameHash } from "./hash.ts";
 import { type NoteSignature, openNote, signNote } from "./note.ts";
-import { decodeBase64, NoteError } from "./note-error.ts";
+import { decodeBase64, decodeDecimal, NoteError } from "./note-error.ts";
 import { isKeyName, type NoteSigner, type NoteVerifier } from "./note-key.ts";
 
 /** What a log says of itself: under `origin`, `size` leaves have the RFC 6962 `root` (32 bytes). */
@@ -21,12 +21,13 @@ export const formatCheckpoint = (checkpoint: Checkpoint): string => {
 
 /** Reads exactly what `formatCheckpoint` writes: canonical numbers and base64, no extension lines. Throws a `NoteError`. */
 export const parseCheckpoint = (text: string): Checkpoint => {
-  const [origin = "", size = "", encoded = "", end, ...more] = text.split("\n", 5);
+  const [origin = "", decimal = "", encoded = "", end, ...more] = text.split("\n", 5);
   if (end !== "" || more.length > 0) throw new NoteError("a checkpoint has three lines");
-  if (!/^(?:0|[1-9][0-9]{0,18})$/.test(size)) throw new NoteError("a checkpoint's size is a decimal number");
+  const size = decodeDecimal(decimal);
+  if (size === undefined) throw new NoteError("a checkpoint's size is a canonical decimal below 2^53");
   const root = decodeBase64(encoded);
   if (root === undefined) throw new NoteError("a checkpoint's root is canonical base64");
-  const checkpoint = { origin, size: Number(size), root };
+  const checkpoint = { origin, size, root };
   check(checkpoint);
   return checkpoint;
 };

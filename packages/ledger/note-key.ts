@@ -4,17 +4,19 @@ import { decodeBase64, NoteError } from "./note-error.ts";
 /** The longest key name (and so the longest origin of a log). */
 export const MAX_NAME_LENGTH = 255;
 const MAX_KEY_TEXT_LENGTH = 1024;
-const ED25519 = 1;
-const ED25519_COSIGNATURE = 4;
+export const ED25519 = 1;
+export const ED25519_COSIGNATURE = 4;
 const ED25519_SIGNATURE_BYTES = 64;
 const TIME_BYTES = 8;
 const spkiPrefix = Buffer.from("302a300506032b6570032100", "hex");
 const pkcs8Prefix = Buffer.from("302e020100300506032b657004220420", "hex");
 
-/** Checks one kind of signature line. `keyId` is 32 bits. `verify` gets the note's text and the bytes after the key id; never throws. */
+/** Checks one kind of signature line. `keyId` is 32 bits, `type` that of the key (01 or 04), `publicKey` raw. `verify` gets the note's text and the bytes after the key id; never throws. */
 export type NoteVerifier = {
   readonly name: string;
   readonly keyId: number;
+  readonly type: number;
+  readonly publicKey: Uint8Array;
   readonly verify: (text: string, signature: Uint8Array) => boolean;
 };
 
@@ -63,7 +65,8 @@ const verifierOf = (name: string, type: number, publicKey: Buffer): NoteVerifier
     const seconds = cosignatureSeconds(signature);
     return seconds !== undefined && verify(null, cosigned(BigInt(seconds), text), key, signature.subarray(TIME_BYTES));
   };
-  return { name, keyId: keyIdOf(name, type, publicKey), verify: type === ED25519 ? plain : withTime };
+  const keyId = keyIdOf(name, type, publicKey);
+  return { name, keyId, type, publicKey, verify: type === ED25519 ? plain : withTime };
 };
 
 /** Splits `name+<8 hex>+base64(type ‖ 32 bytes)` and checks that the key id is that of `publicKeyOf` the bytes. */

@@ -1,4 +1,4 @@
-import { createPrivateKey, generateKeyPairSync, type KeyObject } from "node:crypto";
+import { generateKeyPairSync } from "node:crypto";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { formatCheckpoint, openCheckpoint, parseCheckpoint, signCheckpoint } from "./checkpoint.ts";
@@ -17,14 +17,8 @@ import {
   verifierKeyText,
 } from "./note-key.ts";
 import { verifyInclusion } from "./proof.ts";
-import { hex, vectors } from "./vectors.test-data.ts";
+import { hex, keyOf, vectors } from "./vectors.test-data.ts";
 
-const keyOf = (seedHex: string): KeyObject =>
-  createPrivateKey({
-    key: Buffer.from(`302e020100300506032b657004220420${seedHex}`, "hex"),
-    format: "der",
-    type: "pkcs8",
-  });
 const logKey = keyOf(vectors.log_seed_hex);
 const witnessKey = keyOf(vectors.witness_seed_hex);
 const log = parseVerifierKey(vectors.log_vkey);

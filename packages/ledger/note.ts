@@ -14,25 +14,29 @@ export type Note = { readonly text: string; readonly signatures: readonly NoteSi
 
 const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-const decodeUtf8 = (bytes: Uint8Array): string => {
+/** Text out of UTF-8 bytes, or a string that has such. Throws a `NoteError`. */
+export const decodeUtf8 = (text: string | Uint8Array): string => {
+  if (typeof text === "string") {
+    if (!text.isWellFormed()) throw new NoteError("not UTF-8");
+    return text;
+  }
   try {
-    return decoder.decode(bytes);
+    return decoder.decode(text);
   } catch {
-    throw new NoteError("a note is UTF-8");
+    throw new NoteError("not UTF-8");
   }
 };
 
 const checkText = (text: string): void => {
-  if (!text.isWellFormed()) throw new NoteError("a note is UTF-8");
   // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what the format forbids
   if (/[\x00-\x09\x0b-\x1f]/.test(text)) throw new NoteError("a note has no control characters");
 };
 
-const parseSignatureLine = (line: string): NoteSignature => {
+const parseSignatureLine = (line: string, at: number): NoteSignature => {
   const [dash, name = "", encoded = "", ...more] = line.split(" ", 4);
   const bytes = decodeBase64(encoded);
   if (dash !== "—" || !isKeyName(name) || more.length > 0 || bytes === undefined || bytes.length <= KEY_ID_BYTES)
-    throw new NoteError("malformed signature line");
+    throw new NoteError(`signature line ${at + 1} is malformed`);
   return { name, keyId: bytes.readUInt32BE(0), signature: bytes.subarray(KEY_ID_BYTES) };
 };
 
@@ -41,7 +45,7 @@ export const parseNote = (note: string | Uint8Array): Note => {
   // A string never has fewer bytes than UTF-16 units: checked first, an oversized one is not even encoded.
   if (note.length > MAX_NOTE_BYTES || Buffer.byteLength(note) > MAX_NOTE_BYTES)
     throw new NoteError(`a note has at most ${MAX_NOTE_BYTES} bytes`);
-  const whole = typeof note === "string" ? note : decodeUtf8(note);
+  const whole = decodeUtf8(note);
   checkText(whole);
   const split = whole.lastIndexOf("\n\n");
   if (split < 0 || !whole.endsWith("\n")) throw new NoteError("a note is text, a blank line, and signature lines");
@@ -52,7 +56,7 @@ export const parseNote = (note: string | Uint8Array): Note => {
 
 /** Signs `text` (ending in a line feed) by each of `signers`, and returns the whole note. Throws a `NoteError`. */
 export const signNote = (text: string, signers: readonly NoteSigner[]): string => {
-  checkText(text);
+  checkText(decodeUtf8(text));
   if (!text.endsWith("\n")) throw new NoteError("a note's text ends in a line feed");
   if (signers.length === 0 || signers.length > MAX_NOTE_SIGNATURES)
     throw new NoteError(`a note has 1 to ${MAX_NOTE_SIGNATURES} signatures`);
