@@ -82,7 +82,7 @@ export const kafkaAvailable = (): Availability =>
 
 /** Whether `prepareFerret` can work here, or what to install. */
 export const ferretAvailable = (): Availability =>
-  need(["go"], "install Go 1.22 or later (https://go.dev/doc/install) and put its bin folder on PATH");
+  need(["go"], "install Go 1.26 or later (https://go.dev/doc/install) and put its bin folder on PATH");
 
 const demand = (available: Availability) => {
   if (!available.ok) throw new Error(available.why);
