@@ -139,7 +139,10 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
         revocationAddresses: [`localhost:${revocation.port}`],
       }),
     );
-    await run("auditor", openAuditor({ ...parts("auditor"), epochs: databases.epochs }));
+    await run(
+      "auditor",
+      openAuditor({ ...parts("auditor"), epochs: databases.epochs, ledgerDir: join(dataDir, "ledger") }),
+    );
     await run("breach-notifier", openBreachNotifier({ ...parts("breach-notifier"), paging }));
     const failed = Promise.race([...services.values()].map((service) => service.failed));
     failed.catch(() => undefined);

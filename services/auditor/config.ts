@@ -8,6 +8,9 @@ export const auditorSpec = {
       pattern: /^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/,
     }),
   ),
+  ledgerDir: optional(
+    string({ about: "directory that is kept a c2sp.org/tlog-tiles log of the ledger; default: none" }),
+  ),
 } as const;
 
 /** The environment, read here and in main only. */

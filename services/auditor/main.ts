@@ -9,7 +9,7 @@ await runService({
   name: "auditor",
   spec: auditorSpec,
   env: environment,
-  open: async (parts, { mongoUrl, mongoTls, producersDatabase, caFile, identityDir, ledgerOrigin }) => {
+  open: async (parts, { mongoUrl, mongoTls, producersDatabase, caFile, identityDir, ledgerOrigin, ledgerDir }) => {
     const producers = await openMongoStore({
       url: mongoUrl,
       database: producersDatabase,
@@ -21,6 +21,7 @@ await runService({
       ...parts,
       epochs: await producers.collection<EpochRow>("epochs"),
       ...(ledgerOrigin && { origin: ledgerOrigin }),
+      ...(ledgerDir && { ledgerDir }),
     });
     const close = async () => {
       await service.close();

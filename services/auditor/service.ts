@@ -3,6 +3,7 @@ import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { type Lease, openLease } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
+import { openDirectory } from "@curfew/ledger/directory.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { HealthState } from "@curfew/rpc/health.ts";
 import {
@@ -21,6 +22,7 @@ import { Interrupted, openLedger, sealOf } from "./ledger.ts";
 import { openProjection, openReadModels } from "./projections.ts";
 import { openGapReporter } from "./reactions.ts";
 import { sealUntil } from "./sealer.ts";
+import { publishTiles } from "./tile-log.ts";
 
 const name = "auditor";
 const closeGraceMs = 1_000;
@@ -31,6 +33,8 @@ export type AuditorServiceParts = ServiceParts & {
   readonly epochs: Collection<EpochRow>;
   /** The ledger's name, and that of its signing key; default: `<trust domain>/ledger`. */
   readonly origin?: string;
+  /** Directory that is kept a c2sp.org/tlog-tiles log of the ledger; absent: none. */
+  readonly ledgerDir?: string;
 };
 
 /** SERVING while the database answers: without it there is nothing to answer from. Without the bus what is sealed can still be read. */
@@ -78,6 +82,8 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   const projection = openProjection({ models, epochs: parts.epochs, report: openGapReporter(outbox, log) });
   const ledger = openLedger({ batches, models, projection, origin, key, clock, published: follower.published });
 
+  const files = parts.ledgerDir === undefined ? undefined : openDirectory(parts.ledgerDir);
+
   let lease: Lease | undefined;
   const failed = Promise.withResolvers<never>();
   failed.promise.catch(() => undefined); // whoever waits sees it; nobody has to
@@ -109,7 +115,12 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
       await Promise.race([outbox.compared, aborted]);
       if (tenure.signal.aborted) return;
       try {
-        await Promise.all([sealUntil({ ledger, bus, clock, log }, tenure), ledger.verifyAll(tenure.signal)]);
+        const { signal } = tenure;
+        await Promise.all([
+          sealUntil({ ledger, bus, clock, log }, tenure),
+          ledger.verifyAll(signal),
+          files && publishTiles({ files, batches, seal: ledger.seal, clock, log }, signal),
+        ]);
       } catch (error) {
         if (error instanceof LedgerBroken) broken(error);
         if (!(error instanceof Interrupted)) throw error;

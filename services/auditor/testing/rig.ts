@@ -17,8 +17,16 @@ import { systemRandom } from "@curfew/runtime/random.ts";
 import { memoryBus } from "@curfew/simulation/memory-bus.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { expect } from "vitest";
-import { type BatchDoc, batchId, emptyHead, replayBatch } from "../domain.ts";
-import { decodeLeaf } from "../leaf.ts";
+import {
+  type BatchDoc,
+  batchId,
+  emptyHead,
+  type LedgerHead,
+  makeBatch,
+  maxBatchRecords,
+  replayBatch,
+} from "../domain.ts";
+import { decodeLeaf, type LogRecord } from "../leaf.ts";
 import { openLedger, sealOf } from "../ledger.ts";
 import { entryId, openProjection, openReadModels, readNodes } from "../projections.ts";
 import { openGapReporter } from "../reactions.ts";
@@ -145,6 +153,22 @@ export const startAuditor = async (world: World, store: DocumentStore = world.st
       await outbox.close();
     },
   };
+};
+
+/** Stages batches of uses on top of `head`, `count` leaves in all, without a bus. */
+export const growBy = async (batches: Pick<Collection<BatchDoc>, "insert">, head: LedgerHead, count: number) => {
+  let at = head;
+  for (let left = count; left > 0; left -= maxBatchRecords) {
+    const records = Array.from({ length: Math.min(left, maxBatchRecords) }, (_, i): LogRecord => {
+      const { partition, key, headers, value } = use(at.size + i);
+      const fields = { partition, key, value, headers: Object.entries(headers) };
+      return { topic: topicNames.uses, offset: at.size + i, timestampMs: 1_795_000_000_000, ...fields };
+    });
+    const batch = makeBatch(at, records, 1_795_000_000_000, seal);
+    await batches.insert(batch.doc);
+    at = batch.head;
+  }
+  return at;
 };
 
 const placeOf = (r: { topic: string; partition: number; offset: number }) => `${r.topic}/${r.partition}@${r.offset}`;

@@ -1,0 +1,200 @@
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type LogFiles, openDirectory } from "@curfew/ledger/directory.ts";
+import { tilePath, tilesAt } from "@curfew/ledger/tile.ts";
+import { verifiedNodes } from "@curfew/ledger/tile-nodes.ts";
+import { treeRoot } from "@curfew/ledger/tree.ts";
+import { memoryStore } from "@curfew/simulation/memory-store.ts";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { type BatchDoc, emptyHead, type LedgerHead } from "./domain.ts";
+import { clock, growBy, quiet, seal } from "./testing/rig.ts";
+import { publishTiles } from "./tile-log.ts";
+
+let dir = "";
+let batches: Awaited<ReturnType<typeof openBatches>>;
+const openBatches = () => memoryStore().collection<BatchDoc>("batches");
+beforeEach(async () => {
+  dir = mkdtempSync(join(tmpdir(), "curfew-tiles-"));
+  batches = await openBatches();
+});
+afterEach(() => rmSync(dir, { recursive: true, force: true }));
+
+const checkpointIn = (of = dir) => seal.open(readFileSync(join(of, "checkpoint"), "utf8"));
+/** Publishes until the files are at `size`. */
+const publishTo = async (size: number, files: LogFiles = openDirectory(dir)) => {
+  const stop = new AbortController();
+  const parts = { files, batches, seal, clock, log: quiet };
+  const running = publishTiles(parts, stop.signal);
+  const there = expect.poll(() => checkpointIn().size, { timeout: 20_000, interval: 5 }).toBe(size);
+  try {
+    await Promise.race([running, there]);
+  } finally {
+    stop.abort();
+    there.catch(() => undefined);
+  }
+  await running;
+};
+const filesIn = (of: string) =>
+  new Map(
+    readdirSync(of, { recursive: true, withFileTypes: true })
+      .filter((entry) => entry.isFile())
+      .map((entry) => join(entry.parentPath, entry.name))
+      .map((file) => [file.slice(of.length + 1), readFileSync(file, "base64")] as const),
+  );
+const stage = async (sizes: readonly number[], from: LedgerHead = emptyHead) => {
+  let head = from;
+  for (const size of sizes) head = await growBy(batches, head, size - head.size);
+  return head;
+};
+
+describe("the ledger's files", () => {
+  it("have every tile and bundle of the published size, which lead to the signed root", async () => {
+    await publishTo(0);
+    expect([...filesIn(dir).keys()]).toEqual(["checkpoint"]);
+    const head = await stage([1, 3, 255, 256, 900, 1_300]);
+    await publishTo(1_300);
+    for (const address of tilesAt(1_300)) expect(filesIn(dir).has(tilePath(address)), tilePath(address)).toBe(true);
+    const { root } = checkpointIn();
+    expect(root).toEqual(head.frontier.root());
+    expect(await treeRoot(1_300, verifiedNodes(1_300, root, openDirectory(dir).read))).toEqual(root);
+  });
+
+  it("go on where they were after a stop, and come out the same as written in one go", async () => {
+    const head = await stage([5, 300]);
+    await publishTo(300);
+    await stage([301, 700], head);
+    await publishTo(700);
+    const inOneGo = filesIn(dir);
+    rmSync(dir, { recursive: true });
+    await publishTo(700);
+    expect(filesIn(dir)).toEqual(inOneGo);
+  });
+
+  it("come out the same, whichever write a kill cut off", async () => {
+    await stage([250, 300, 700]);
+    await publishTo(700);
+    const whole = filesIn(dir);
+    for (let survived = 0; ; survived += 1) {
+      rmSync(dir, { recursive: true });
+      const files = openDirectory(dir);
+      let left = survived;
+      const stop = new AbortController();
+      const dying: LogFiles = {
+        read: files.read,
+        async write(some) {
+          for (const file of some) {
+            left -= 1;
+            if (left < 0) {
+              stop.abort();
+              throw new Error("killed");
+            }
+            await files.write([file]);
+          }
+          if (checkpointIn().size === 700) stop.abort();
+        },
+      };
+      await publishTiles({ files: dying, batches, seal, clock, log: quiet }, stop.signal);
+      await publishTo(700);
+      expect(filesIn(dir), `after ${survived} writes`).toEqual(whole);
+      if (left >= 0) break;
+    }
+  });
+
+  it("written by two at once, one of them stopped in between, never go back", async () => {
+    const head = await stage([100, 200]);
+    const files = openDirectory(dir);
+    const [stopped, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    const slow: LogFiles = {
+      read: files.read,
+      async write(some) {
+        if (some[0]?.path !== "checkpoint" && checkpointIn().size === 100) {
+          stopped.resolve();
+          await goOn.promise;
+        }
+        await files.write(some);
+      },
+    };
+    const late = publishTo(400, slow);
+    await stopped.promise;
+    await stage([400], head);
+    await publishTo(400);
+    goOn.resolve();
+    await late;
+    expect(checkpointIn().size).toBe(400);
+  });
+
+  it("wait for a disk that is full, and go on when there is space", async () => {
+    await stage([10]);
+    const files = openDirectory(dir);
+    let failures = 3;
+    const full: LogFiles = {
+      read: files.read,
+      async write(some) {
+        failures -= 1;
+        if (failures >= 0) throw Object.assign(new Error("no space left on device"), { code: "ENOSPC" });
+        await files.write(some);
+      },
+    };
+    await publishTo(10, full);
+    expect(failures).toBeLessThan(0);
+  });
+});
+
+describe("files that contradict what was staged stop the publisher", () => {
+  beforeEach(async () => {
+    await stage([300, 600]);
+    await publishTo(600);
+  });
+  const alter = (path: string, at = 0) => {
+    const bytes = readFileSync(join(dir, path));
+    bytes[at] = (bytes[at] as number) ^ 1;
+    writeFileSync(join(dir, path), bytes);
+  };
+
+  it.each([
+    ["a bit of the partial tile", () => alter("tile/0/002.p/88", 40)],
+    ["a bit of an entry in the partial bundle", () => alter("tile/entries/002.p/88", 9)],
+    ["the partial tile cut short", () => writeFileSync(join(dir, "tile/0/002.p/88"), "")],
+    ["the partial bundle gone", () => rmSync(join(dir, "tile/entries/002.p/88"))],
+    ["a bit of the checkpoint", () => alter("checkpoint", 30)],
+    [
+      "a checkpoint of the right key and another tree",
+      () => writeFileSync(join(dir, "checkpoint"), seal.sign(600, Buffer.alloc(32, 7))),
+    ],
+    [
+      "a checkpoint past what was staged",
+      () => writeFileSync(join(dir, "checkpoint"), seal.sign(601, Buffer.alloc(32, 7))),
+    ],
+  ])("%s", async (_what, damage) => {
+    damage();
+    const before = filesIn(dir);
+    await expect(publishTo(-1)).rejects.toMatchObject({ name: "LedgerBroken" });
+    expect(filesIn(dir)).toEqual(before);
+  });
+
+  it("a store that was put back from a backup", async () => {
+    batches = await openBatches();
+    await stage([300]);
+    await expect(publishTo(-1)).rejects.toThrow("the ledger's files have 600 entries and its store 300");
+  });
+
+  it("but an older state of the same files grows again to the same", async () => {
+    const whole = filesIn(dir);
+    const old = mkdtempSync(join(tmpdir(), "curfew-tiles-old-"));
+    const first = {
+      get: (id: string) => batches.get(id === "seal/0000000002" ? "none" : id),
+      find: async () => [(await batches.get("seal/0000000001")) as BatchDoc],
+    };
+    const stop = new AbortController();
+    const running = publishTiles({ files: openDirectory(old), batches: first, seal, clock, log: quiet }, stop.signal);
+    await expect.poll(() => checkpointIn(old).size, { timeout: 20_000 }).toBe(300);
+    stop.abort();
+    await running;
+    rmSync(dir, { recursive: true });
+    cpSync(old, dir, { recursive: true });
+    rmSync(old, { recursive: true });
+    await publishTo(600);
+    expect(filesIn(dir)).toEqual(whole);
+  });
+});

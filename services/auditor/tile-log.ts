@@ -1,0 +1,127 @@
+import type { Collection } from "@curfew/document-store/port.ts";
+import { CHECKPOINT_PATH, type LogFiles } from "@curfew/ledger/directory.ts";
+import { emptyRoot } from "@curfew/ledger/hash.ts";
+import { NoteError } from "@curfew/ledger/note-error.ts";
+import { emptyEdge, growTiles, type RightEdge, readEdge } from "@curfew/ledger/tile-writer.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import type { Log } from "@curfew/runtime/log.ts";
+import {
+  type BatchDoc,
+  batchId,
+  emptyHead,
+  headOf,
+  LedgerBroken,
+  type LedgerHead,
+  replayBatch,
+  type Seal,
+} from "./domain.ts";
+
+/**
+ * The ledger as a c2sp.org/tlog-tiles log, for any client of such logs. Tiles and bundles are derived from staged batches alone, and the
+ * public checkpoint follows them: whoever writes writes the same bytes, and goes on after a kill wherever it was.
+ */
+
+const pollMs = 100;
+const firstBackoffMs = 100;
+const maxBackoffMs = 5_000;
+
+export interface TileLogParts {
+  readonly files: LogFiles;
+  readonly batches: Pick<Collection<BatchDoc>, "get" | "find">;
+  readonly seal: Seal;
+  readonly clock: Clock;
+  readonly log: Pick<Log, "warn">;
+}
+
+/** What the files have: the ledger up to a batch. */
+interface Place {
+  readonly head: LedgerHead;
+  readonly edge: RightEdge;
+}
+
+const checkpointFile = (checkpoint: string) => ({ path: CHECKPOINT_PATH, bytes: Buffer.from(checkpoint) });
+
+/** The batch that ends at `size`, by halving: sizes grow with the numbers. */
+const batchOfSize = async (batches: TileLogParts["batches"], size: number) => {
+  const [last] = await batches.find({ order: -1, limit: 1 });
+  if (!last || last.size < size)
+    throw new LedgerBroken(
+      `the ledger's files have ${size} entries and its store ${last?.size ?? 0}: the store was put back, or is another ledger's`,
+    );
+  const numberOf = (doc: BatchDoc) => Number(doc._id.slice(doc._id.indexOf("/") + 1));
+  let low = 1;
+  let high = numberOf(last);
+  while (low < high) {
+    const middle = Math.floor((low + high) / 2);
+    const doc = await batches.get(batchId(middle));
+    if (!doc) throw new LedgerBroken(`${batchId(middle)} has vanished`);
+    if (doc.size < size) low = middle + 1;
+    else high = middle;
+  }
+  const doc = await batches.get(batchId(low));
+  return doc && { doc, number: low };
+};
+
+/** Where the files are, compared with what was staged: the checkpoint that stands there, and the partial tiles that must lead to its root. */
+const placeOf = async ({ files, batches, seal }: TileLogParts): Promise<Place> => {
+  const bytes = await files.read(CHECKPOINT_PATH);
+  if (!bytes) {
+    await files.write([checkpointFile(seal.sign(0, emptyRoot()))]);
+    return { head: emptyHead, edge: emptyEdge };
+  }
+  const standing = Buffer.from(bytes).toString();
+  try {
+    const { size, root } = seal.open(standing);
+    if (size === 0) return { head: emptyHead, edge: emptyEdge };
+    const found = await batchOfSize(batches, size);
+    if (found?.doc.checkpoint !== standing)
+      throw new LedgerBroken(`the ledger's files have another checkpoint of size ${size} than was staged`);
+    return { head: headOf(found.doc, found.number, seal), edge: await readEdge(size, root, files.read) };
+  } catch (error) {
+    if (!(error instanceof NoteError)) throw error;
+    throw new LedgerBroken(`the ledger's files are not as they were written: ${error.message}`, { cause: error });
+  }
+};
+
+/**
+ * Brings the files up to every staged batch, as they come, until `signal` aborts. What fails for now (store, disk) is tried again; throws
+ * LedgerBroken where the files contradict what was staged.
+ */
+export const publishTiles = async (parts: TileLogParts, signal: AbortSignal): Promise<void> => {
+  const { files, batches, seal, clock, log } = parts;
+
+  const patiently = async <T>(attempt: () => Promise<T>): Promise<T | undefined> => {
+    for (let backoffMs = firstBackoffMs; !signal.aborted; backoffMs = Math.min(2 * backoffMs, maxBackoffMs)) {
+      try {
+        return await attempt();
+      } catch (error) {
+        if (error instanceof LedgerBroken) throw error;
+        if (backoffMs === firstBackoffMs) log.warn({ err: error }, "the ledger's files cannot be written now");
+        await clock.sleep(backoffMs, signal);
+      }
+    }
+    return undefined;
+  };
+
+  /** Past the next batch; undefined: there is none yet. */
+  const grown = async ({ head, edge }: Place): Promise<Place | undefined> => {
+    const doc = await batches.get(batchId(head.batch + 1));
+    if (!doc) return undefined;
+    const batch = replayBatch(head, doc, seal);
+    const growth = growTiles(edge, doc.leaves, batch.nodes);
+    await files.write(growth.files);
+    // Where another writes the same files and is ahead of this one, which was stopped for a while, say, its checkpoint stays.
+    const standing = await files.read(CHECKPOINT_PATH);
+    if (!standing || seal.open(Buffer.from(standing).toString()).size < doc.size)
+      await files.write([checkpointFile(doc.checkpoint)]);
+    return { head: batch.head, edge: growth.edge };
+  };
+
+  let place = await patiently(() => placeOf(parts));
+  while (place && !signal.aborted) {
+    const at: Place = place;
+    const next = await patiently(() => grown(at));
+    if (next) place = next;
+    else await clock.sleep(pollMs, signal);
+  }
+};

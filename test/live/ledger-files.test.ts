@@ -1,0 +1,90 @@
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type BatchDoc, emptyHead, type LedgerHead } from "@curfew/auditor/domain.ts";
+import { clock, growBy, quiet, seal, verifierKey } from "@curfew/auditor/testing/rig.ts";
+import { publishTiles } from "@curfew/auditor/tile-log.ts";
+import { openDirectory } from "@curfew/ledger/directory.ts";
+import { memoryStore } from "@curfew/simulation/memory-store.ts";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { builtTools, fsck, policyOf, type Tree, tlogcheck } from "../tools/tools.ts";
+
+/** The files that the auditor derives, before verifiers that are not ours. */
+
+const policy = policyOf(verifierKey);
+const scratch = mkdtempSync(join(tmpdir(), "curfew-ledger-"));
+const dir = join(scratch, "ledger");
+const bound = { timeout: 60_000, interval: 10 };
+let head: LedgerHead = emptyHead;
+let batches: Awaited<ReturnType<typeof openBatches>>;
+const openBatches = () => memoryStore().collection<BatchDoc>("batches");
+const stop = new AbortController();
+let publishing: Promise<void>;
+
+beforeAll(async () => {
+  await builtTools("verify");
+  batches = await openBatches();
+  publishing = publishTiles({ files: openDirectory(dir), batches, seal, clock, log: quiet }, stop.signal);
+});
+afterAll(async () => {
+  stop.abort();
+  await publishing;
+  rmSync(scratch, { recursive: true, force: true });
+});
+
+const treeIn = (of: string): Tree => {
+  const { size, root } = seal.open(readFileSync(join(of, "checkpoint"), "utf8"));
+  return { size, root: Buffer.from(root).toString("base64") };
+};
+const grownTo = async (size: number): Promise<Tree> => {
+  head = await growBy(batches, head, size - head.size);
+  // The first checkpoint comes with the directory.
+  const sizeThere = () =>
+    openDirectory(dir)
+      .read("checkpoint")
+      .then((bytes) => (bytes ? treeIn(dir).size : -1));
+  await expect.poll(sizeThere, bound).toBe(size);
+  return treeIn(dir);
+};
+
+describe("our ledger's files", () => {
+  it("are accepted by fsck and by tlogcheck at every size, while the log grows, each with the tree before it", async () => {
+    let before: Tree | undefined;
+    for (const size of [0, 1, 2, 3, 255, 256, 257, 65_535, 65_536, 65_537, 70_001]) {
+      const tree = await grownTo(size);
+      expect(tree.root).toBe(Buffer.from(head.frontier.root()).toString("base64"));
+      expect(await fsck(dir, verifierKey, tree)).toMatchObject({ sound: true });
+      expect(await tlogcheck.log(dir, policy, before?.size ? before : undefined)).toMatchObject({ sound: true });
+      before = tree;
+    }
+  });
+
+  it("prove an entry to others", async () => {
+    const { proof, entry } = await tlogcheck.prove(dir, policy, 65_536);
+    expect(await tlogcheck.proof(proof, policy, entry)).toMatchObject({ sound: true });
+    entry[9] = (entry[9] as number) ^ 1;
+    expect(await tlogcheck.proof(proof, policy, entry)).toMatchObject({ sound: false });
+  });
+
+  const flip = (of: string, path: string, at: number) => {
+    const bytes = readFileSync(join(of, path));
+    bytes[at] = (bytes[at] as number) ^ 1;
+    writeFileSync(join(of, path), bytes);
+  };
+  // At hash 100: one of those that golang.org/x/mod before v0.40.0 left unchecked.
+  it.each([
+    ["an entry", (of: string) => flip(of, "tile/entries/100", 300)],
+    ["a hash of level 0", (of: string) => flip(of, "tile/0/100", 100 * 32)],
+    ["a hash of level 1", (of: string) => flip(of, "tile/1/000", 100 * 32)],
+    ["a hash at the right edge", (of: string) => flip(of, "tile/0/273.p/113", 32)],
+    ["the checkpoint", (of: string) => flip(of, "checkpoint", 25)],
+  ])("with one bit of %s changed are refused by both", async (_what, damage) => {
+    const tree = treeIn(dir);
+    const copy = join(scratch, "copy");
+    rmSync(copy, { recursive: true, force: true });
+    cpSync(dir, copy, { recursive: true });
+    damage(copy);
+    expect(await fsck(copy, verifierKey, tree)).toMatchObject({ sound: false });
+    expect(await tlogcheck.log(copy, policy, tree)).toMatchObject({ sound: false });
+  });
+});
