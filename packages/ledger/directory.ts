@@ -1,5 +1,5 @@
 import { randomUUID } from "node:crypto";
-import { mkdir, open, readFile, rename, rm } from "node:fs/promises";
+import { mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { parseTilePath, TILE_WIDTH } from "./tile.ts";
 import type { TileFile } from "./tile-writer.ts";
@@ -26,8 +26,12 @@ const syncFolder = async (path: string): Promise<void> => {
   }
 };
 
-/** The files in a directory of this machine, which is made when first written to; what a kill leaves behind are temporary names. */
-export const openDirectory = (root: string): LogFiles => {
+const draftPrefix = ".new-";
+/** A draft as old as this is what a kill left behind, not what another is writing. */
+const leftoverMs = 60_000;
+
+/** The files in a directory of this machine, which is made when first written to. */
+export const openDirectory = (root: string, clock: { now(): number }): LogFiles => {
   const fileOf = (path: string): string => {
     if (path !== CHECKPOINT_PATH) parseTilePath(path);
     return join(root, path);
@@ -44,7 +48,7 @@ export const openDirectory = (root: string): LogFiles => {
     const file = fileOf(path);
     const folder = dirname(file);
     await makeFolder(folder);
-    const draft = join(folder, `.new-${randomUUID()}`);
+    const draft = join(root, `${draftPrefix}${randomUUID()}`);
     const handle = await open(draft, "wx", 0o600);
     try {
       await handle.writeFile(bytes);
@@ -59,6 +63,15 @@ export const openDirectory = (root: string): LogFiles => {
     return folder;
   };
 
+  const removeLeftovers = async (): Promise<void> => {
+    for (const name of (await readdir(root)).filter((each) => each.startsWith(draftPrefix))) {
+      const draft = join(root, name);
+      const { mtimeMs } = await stat(draft).catch(() => ({ mtimeMs: Number.POSITIVE_INFINITY }));
+      if (mtimeMs < clock.now() - leftoverMs) await rm(draft, { force: true });
+    }
+  };
+  let isClean = false;
+
   return {
     async read(path) {
       try {
@@ -70,6 +83,10 @@ export const openDirectory = (root: string): LogFiles => {
     },
     async write(files) {
       const folders = new Set<string>();
+      for (const { path } of files) fileOf(path); // all or none
+      await makeFolder(root);
+      if (!isClean) await removeLeftovers();
+      isClean = true;
       for (const file of files) folders.add(await writeOne(file));
       for (const folder of folders) await syncFolder(folder);
       for (const { path } of files)

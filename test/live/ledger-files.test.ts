@@ -24,7 +24,7 @@ let publishing: Promise<void>;
 beforeAll(async () => {
   await builtTools("verify");
   batches = await openBatches();
-  publishing = publishTiles({ files: openDirectory(dir), batches, seal, clock, log: quiet }, stop.signal);
+  publishing = publishTiles({ files: openDirectory(dir, clock), batches, seal, clock, log: quiet }, stop.signal);
 });
 afterAll(async () => {
   stop.abort();
@@ -40,7 +40,7 @@ const grownTo = async (size: number): Promise<Tree> => {
   head = await growBy(batches, head, size - head.size);
   // The first checkpoint comes with the directory.
   const sizeThere = () =>
-    openDirectory(dir)
+    openDirectory(dir, clock)
       .read("checkpoint")
       .then((bytes) => (bytes ? treeIn(dir).size : -1));
   await expect.poll(sizeThere, bound).toBe(size);
