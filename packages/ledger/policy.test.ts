@@ -1,3 +1,4 @@
+import { hash } from "node:crypto";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { signCheckpoint } from "./checkpoint.ts";
@@ -131,6 +132,15 @@ describe("reading", () => {
     expect(() => parsePolicy(Buffer.from("quorum n\xe9\n", "latin1"))).toThrow("line 1: not UTF-8");
   });
 
+  test("two keys of one name and one id, found by trying, are refused: a signature could be of either", () => {
+    const text = (i: number) => {
+      const raw = hash("sha256", `key ${i}`, "buffer");
+      return `w+1380f19b+${Buffer.concat([Buffer.of(4), raw]).toString("base64")}`;
+    };
+    const policy = `witness a ${text(44_814)}\nwitness b ${text(59_005)}\nquorum none\n`;
+    expect(() => parsePolicy(policy)).toThrow("line 2: a key of this name and id");
+  });
+
   test("no input makes it fail with anything but a NoteError, and none is repeated", () => {
     const piece = fc.constantFrom(
       "log ",
@@ -212,6 +222,9 @@ describe("weighing", () => {
     expect(() => openByPolicy(checkpointBy("log.example", 101, []), policy)).toThrow("no log of the policy");
     expect(() => openByPolicy(checkpointBy("third.example", 103, []), policy)).toThrow("no log of the policy");
     expect(() => openByPolicy(checkpointBy("log.example", 100, []), parsePolicy("quorum none\n"))).toThrow("no log");
+    const text = { origin: "other.example", size: 0, root: emptyRoot() };
+    const both = signCheckpoint(text, [noteSigner("other.example", key(101)), noteSigner("log.example", key(100))]);
+    expect(openByPolicy(both, policy).log.key.name).toBe("other.example");
     const good = checkpointBy("log.example", 100, [[0, 1]]);
     const wrong = checkpointBy("other.example", 101, [[0, 1]]);
     const last = (note: string) => note.split("\n").at(-2) ?? "";
