@@ -1,4 +1,3 @@
-import { randomUUID } from "node:crypto";
 import { mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { parseTilePath, TILE_WIDTH } from "./tile.ts";
@@ -31,7 +30,10 @@ const draftPrefix = ".new-";
 const leftoverMs = 60_000;
 
 /** The files in a directory of this machine, which is made when first written to. */
-export const openDirectory = (root: string, clock: { now(): number }): LogFiles => {
+export const openDirectory = (
+  root: string,
+  { clock, random }: { readonly clock: { now(): number }; readonly random: (bytes: number) => Uint8Array },
+): LogFiles => {
   const fileOf = (path: string): string => {
     if (path !== CHECKPOINT_PATH) parseTilePath(path);
     return join(root, path);
@@ -48,7 +50,7 @@ export const openDirectory = (root: string, clock: { now(): number }): LogFiles 
     const file = fileOf(path);
     const folder = dirname(file);
     await makeFolder(folder);
-    const draft = join(root, `${draftPrefix}${randomUUID()}`);
+    const draft = join(root, `${draftPrefix}${Buffer.from(random(12)).toString("hex")}`);
     const handle = await open(draft, "wx", 0o600);
     try {
       await handle.writeFile(bytes);

@@ -82,7 +82,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   const projection = openProjection({ models, epochs: parts.epochs, report: openGapReporter(outbox, log) });
   const ledger = openLedger({ batches, models, projection, origin, key, clock, published: follower.published });
 
-  const files = parts.ledgerDir === undefined ? undefined : openDirectory(parts.ledgerDir, clock);
+  const files = parts.ledgerDir === undefined ? undefined : openDirectory(parts.ledgerDir, parts);
 
   let lease: Lease | undefined;
   const failed = Promise.withResolvers<never>();

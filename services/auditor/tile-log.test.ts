@@ -5,12 +5,14 @@ import { type LogFiles, openDirectory } from "@curfew/ledger/directory.ts";
 import { tilePath, tilesAt } from "@curfew/ledger/tile.ts";
 import { verifiedNodes } from "@curfew/ledger/tile-nodes.ts";
 import { treeRoot } from "@curfew/ledger/tree.ts";
+import { systemRandom } from "@curfew/runtime/random.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { type BatchDoc, emptyHead, type LedgerHead } from "./domain.ts";
 import { clock, growBy, quiet, seal } from "./testing/rig.ts";
 import { publishTiles } from "./tile-log.ts";
 
+const machine = { clock, random: systemRandom };
 let dir = "";
 let batches: Awaited<ReturnType<typeof openBatches>>;
 const openBatches = () => memoryStore().collection<BatchDoc>("batches");
@@ -22,7 +24,7 @@ afterEach(() => rmSync(dir, { recursive: true, force: true }));
 
 const checkpointIn = (of = dir) => seal.open(readFileSync(join(of, "checkpoint"), "utf8"));
 /** Publishes until the files are at `size`. */
-const publishTo = async (size: number, files: LogFiles = openDirectory(dir, clock)) => {
+const publishTo = async (size: number, files: LogFiles = openDirectory(dir, machine)) => {
   const stop = new AbortController();
   const parts = { files, batches, seal, clock, log: quiet };
   const running = publishTiles(parts, stop.signal);
@@ -57,7 +59,7 @@ describe("the ledger's files", () => {
     for (const address of tilesAt(1_300)) expect(filesIn(dir).has(tilePath(address)), tilePath(address)).toBe(true);
     const { root } = checkpointIn();
     expect(root).toEqual(head.frontier.root());
-    expect(await treeRoot(1_300, verifiedNodes(1_300, root, openDirectory(dir, clock).read))).toEqual(root);
+    expect(await treeRoot(1_300, verifiedNodes(1_300, root, openDirectory(dir, machine).read))).toEqual(root);
   });
 
   it("go on where they were after a stop, and come out the same as written in one go", async () => {
@@ -77,7 +79,7 @@ describe("the ledger's files", () => {
     const whole = filesIn(dir);
     for (let survived = 0; ; survived += 1) {
       rmSync(dir, { recursive: true });
-      const files = openDirectory(dir, clock);
+      const files = openDirectory(dir, machine);
       let left = survived;
       const stop = new AbortController();
       const dying: LogFiles = {
@@ -103,7 +105,7 @@ describe("the ledger's files", () => {
 
   it("written by two at once, one of them stopped in between, never go back", async () => {
     const head = await stage([100, 200]);
-    const files = openDirectory(dir, clock);
+    const files = openDirectory(dir, machine);
     const [stopped, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
     const slow: LogFiles = {
       read: files.read,
@@ -126,7 +128,7 @@ describe("the ledger's files", () => {
 
   it("wait for a disk that is full, and go on when there is space", async () => {
     await stage([10]);
-    const files = openDirectory(dir, clock);
+    const files = openDirectory(dir, machine);
     let failures = 3;
     const full: LogFiles = {
       read: files.read,
@@ -188,7 +190,7 @@ describe("files that contradict what was staged stop the publisher", () => {
     };
     const stop = new AbortController();
     const running = publishTiles(
-      { files: openDirectory(old, clock), batches: first, seal, clock, log: quiet },
+      { files: openDirectory(old, machine), batches: first, seal, clock, log: quiet },
       stop.signal,
     );
     await expect.poll(() => checkpointIn(old).size, { timeout: 20_000 }).toBe(300);

@@ -5,6 +5,7 @@ import { type BatchDoc, emptyHead, type LedgerHead } from "@curfew/auditor/domai
 import { clock, growBy, quiet, seal, verifierKey } from "@curfew/auditor/testing/rig.ts";
 import { publishTiles } from "@curfew/auditor/tile-log.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
+import { systemRandom } from "@curfew/runtime/random.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { builtTools, fsck, policyOf, type Tree, tlogcheck } from "../tools/tools.ts";
@@ -12,6 +13,7 @@ import { builtTools, fsck, policyOf, type Tree, tlogcheck } from "../tools/tools
 /** The files that the auditor derives, before verifiers that are not ours. */
 
 const policy = policyOf(verifierKey);
+const machine = { clock, random: systemRandom };
 const scratch = mkdtempSync(join(tmpdir(), "curfew-ledger-"));
 const dir = join(scratch, "ledger");
 const bound = { timeout: 60_000, interval: 10 };
@@ -24,7 +26,7 @@ let publishing: Promise<void>;
 beforeAll(async () => {
   await builtTools("verify");
   batches = await openBatches();
-  publishing = publishTiles({ files: openDirectory(dir, clock), batches, seal, clock, log: quiet }, stop.signal);
+  publishing = publishTiles({ files: openDirectory(dir, machine), batches, seal, clock, log: quiet }, stop.signal);
 });
 afterAll(async () => {
   stop.abort();
@@ -40,7 +42,7 @@ const grownTo = async (size: number): Promise<Tree> => {
   head = await growBy(batches, head, size - head.size);
   // The first checkpoint comes with the directory.
   const sizeThere = () =>
-    openDirectory(dir, clock)
+    openDirectory(dir, machine)
       .read("checkpoint")
       .then((bytes) => (bytes ? treeIn(dir).size : -1));
   await expect.poll(sizeThere, bound).toBe(size);
