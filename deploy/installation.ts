@@ -23,6 +23,8 @@ export interface Endpoints {
   readonly ca: string;
   /** Service → host:port; further replicas as `verifier-2`. */
   readonly services: Readonly<Record<ServiceName, string>> & Readonly<Record<string, string>>;
+  /** The ledger as a c2sp.org/tlog-tiles log over HTTP, where it is served. */
+  readonly ledger?: string;
   /** "person/dana" → where its certificate and key are. */
   readonly identities: Readonly<Record<string, { readonly cert: string; readonly key: string }>>;
 }
@@ -75,10 +77,12 @@ export const endpointsOf = (
   trustDomain: string,
   files: IdentityFiles,
   services: Iterable<readonly [string, string]>,
+  ledger?: string,
 ): Endpoints => ({
   trustDomain,
   ca: files.caFile,
   services: Object.fromEntries(services) as Endpoints["services"],
+  ...(ledger !== undefined && { ledger }),
   identities: Object.fromEntries(
     files
       .list()

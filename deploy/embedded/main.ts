@@ -40,12 +40,13 @@ const readSettings = () => {
 };
 
 const greet = (suite: Suite, dataDir: string, configFile: string, pagedTargets: number) => {
-  const { services, ca, identities } = suite.endpoints;
+  const { services, ca, identities, ledger } = suite.endpoints;
   const data = dataDir === resolve(".curfew") ? "" : ` --data ${dataDir}`;
   const lines = [
     "",
     "Curfew is running, every service in this one process:",
     ...Object.entries(services).map(([name, address]) => `  ${name.padEnd(16)} ${address}   gRPC, mutual TLS`),
+    `  ${"ledger".padEnd(16)} ${ledger}   HTTP, read-only: a tlog-tiles log (also in ${dataDir}/ledger)`,
     "",
     `Configuration   ${configFile}`,
     `Certificates    ${ca} (authority)`,

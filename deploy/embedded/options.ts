@@ -17,7 +17,7 @@ export interface Options {
 export const usage = `npm start -- [--data DIR] [--port N] [--config FILE] [--keys DIR] [--reflection]
 
   --data DIR     data directory (CURFEW_DATA_DIR; default .curfew)
-  --port N       first of five ports on loopback (CURFEW_PORT; default 7600; 0: free ones)
+  --port N       first of six ports on loopback (CURFEW_PORT; default 7600; 0: free ones)
   --config FILE  curfew.yaml (CURFEW_CONFIG; default DIR/curfew.yaml, written at the first start)
   --keys DIR     keys (CURFEW_KEYS_DIR; default DIR/keys); never part of a backup of the data
   --reflection   serve gRPC reflection, for grpcurl and buf curl

@@ -44,7 +44,7 @@ export interface SuiteOptions {
   /** Default: `keys` in the data directory. Never part of a backup of the data. */
   readonly keysDir?: string;
   readonly config: SuiteConfig;
-  /** The first of five ports, in the order of `serviceNames`; 0: free ones. */
+  /** The first of six ports: the services in the order of `serviceNames`, and the ledger's files; 0: free ones. */
   readonly port: number;
   readonly reflection: boolean;
   readonly log: Log;
@@ -123,7 +123,7 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
     });
     const paging = parsePaging(config.sections.paging);
     const services = new Map<ServiceName, RunningService>();
-    const run = async (name: ServiceName, opening: Promise<RunningService>) => {
+    const run = async <S extends RunningService>(name: ServiceName, opening: Promise<S>): Promise<S> => {
       const service = keep(await opening);
       service.failed.catch(() => undefined);
       services.set(name, service);
@@ -139,9 +139,14 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
         revocationAddresses: [`localhost:${revocation.port}`],
       }),
     );
-    await run(
+    const { ledgerUrl } = await run(
       "auditor",
-      openAuditor({ ...parts("auditor"), epochs: databases.epochs, ledgerDir: join(dataDir, "ledger") }),
+      openAuditor({
+        ...parts("auditor"),
+        epochs: databases.epochs,
+        ledgerDir: join(dataDir, "ledger"),
+        ledgerListen: { host: "localhost", port: options.port === 0 ? 0 : options.port + serviceNames.length },
+      }),
     );
     await run("breach-notifier", openBreachNotifier({ ...parts("breach-notifier"), paging }));
     const failed = Promise.race([...services.values()].map((service) => service.failed));
@@ -151,6 +156,7 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
       config.trustDomain,
       identities.files,
       [...services].map(([name, { port }]) => [name, `localhost:${port}`]),
+      ledgerUrl,
     );
     writeEndpoints(dataDir, endpoints);
     return { endpoints, identities: identities.files, stats: databases.stats, failed, close: closeAll };

@@ -1,4 +1,4 @@
-import { optional, string } from "@curfew/runtime/config.ts";
+import { address, ConfigError, optional, string } from "@curfew/runtime/config.ts";
 
 /** Settings beyond those that every service has (`packages/rpc/process.ts`). */
 export const auditorSpec = {
@@ -8,10 +8,22 @@ export const auditorSpec = {
       pattern: /^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/,
     }),
   ),
+  ledgerListen: optional(
+    address({
+      about: "host:port on which ledgerDir is served over plain HTTP to anybody; default: nowhere",
+      anyPort: true,
+    }),
+  ),
   ledgerDir: optional(
     string({ about: "directory that is kept a c2sp.org/tlog-tiles log of the ledger; default: none" }),
   ),
 } as const;
+
+/** Throws ConfigError where settings do not go together. */
+export const checkLedger = ({ ledgerDir, ledgerListen }: { ledgerDir?: unknown; ledgerListen?: unknown }): void => {
+  if (ledgerListen && !ledgerDir)
+    throw new ConfigError(["CURFEW_LEDGER_LISTEN needs CURFEW_LEDGER_DIR, which it serves"]);
+};
 
 /** The environment, read here and in main only. */
 export const environment = process.env;

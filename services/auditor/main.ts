@@ -2,14 +2,18 @@ import { join } from "node:path";
 import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { runService } from "@curfew/rpc/process.ts";
-import { auditorSpec, environment } from "./config.ts";
+import { auditorSpec, checkLedger, environment } from "./config.ts";
 import { openAuditor } from "./service.ts";
 
 await runService({
   name: "auditor",
   spec: auditorSpec,
   env: environment,
-  open: async (parts, { mongoUrl, mongoTls, producersDatabase, caFile, identityDir, ledgerOrigin, ledgerDir }) => {
+  open: async (
+    parts,
+    { mongoUrl, mongoTls, producersDatabase, caFile, identityDir, ledgerOrigin, ledgerDir, ledgerListen },
+  ) => {
+    checkLedger({ ledgerDir, ledgerListen });
     const producers = await openMongoStore({
       url: mongoUrl,
       database: producersDatabase,
@@ -22,6 +26,7 @@ await runService({
       epochs: await producers.collection<EpochRow>("epochs"),
       ...(ledgerOrigin && { origin: ledgerOrigin }),
       ...(ledgerDir && { ledgerDir }),
+      ...(ledgerListen && { ledgerListen }),
     });
     const close = async () => {
       await service.close();

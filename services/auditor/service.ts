@@ -15,7 +15,7 @@ import {
   serve,
 } from "@curfew/rpc/replica.ts";
 import type { AnyHandler, BoundService, CallContext } from "@curfew/rpc/service-definition.ts";
-import { type BatchDoc, LedgerBroken } from "./domain.ts";
+import { type BatchDoc, LedgerBroken, type Seal } from "./domain.ts";
 import { openFollower } from "./follower.ts";
 import { auditorService } from "./grpc.ts";
 import { Interrupted, openLedger, sealOf } from "./ledger.ts";
@@ -23,6 +23,7 @@ import { openProjection, openReadModels } from "./projections.ts";
 import { openGapReporter } from "./reactions.ts";
 import { sealUntil } from "./sealer.ts";
 import { publishTiles } from "./tile-log.ts";
+import { openTileServer } from "./tile-server.ts";
 
 const name = "auditor";
 const closeGraceMs = 1_000;
@@ -35,6 +36,8 @@ export type AuditorServiceParts = ServiceParts & {
   readonly origin?: string;
   /** Directory that is kept a c2sp.org/tlog-tiles log of the ledger; absent: none. */
   readonly ledgerDir?: string;
+  /** Where that log is served over plain HTTP, read-only; absent: nowhere. Needs `ledgerDir`. */
+  readonly ledgerListen?: { readonly host: string; readonly port: number };
 };
 
 /** SERVING while the database answers: without it there is nothing to answer from. Without the bus what is sealed can still be read. */
@@ -69,8 +72,22 @@ const whenReady = (service: BoundService, isReady: () => boolean): BoundService 
   return { ...service, handlers: Object.fromEntries(handlers) };
 };
 
+/** The ledger's files and their server, as far as they are wanted. */
+const openTiles = async (parts: AuditorServiceParts, batches: Collection<BatchDoc>, seal: Seal) => {
+  const { ledgerDir, ledgerListen, clock, log } = parts;
+  const files = ledgerDir === undefined ? undefined : openDirectory(ledgerDir, parts);
+  const server = files && ledgerListen && (await openTileServer(files, ledgerListen, log));
+  return {
+    where: server ? { ledgerUrl: server.url } : {},
+    publish: async (signal: AbortSignal) => {
+      if (files) await publishTiles({ files, batches, seal, clock, log }, signal);
+    },
+    close: async () => server?.close(),
+  };
+};
+
 /** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */
-export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningService> => {
+export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningService & { ledgerUrl?: string }> => {
   const { store, bus, clock, log, instance } = parts;
   const origin = parts.origin ?? `${parts.trustDomain}/ledger`;
   const key = parts.keyring.signingKey(origin);
@@ -81,8 +98,6 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   const follower = await openFollower({ models, seal: sealOf(origin, key).seal, clock, log });
   const projection = openProjection({ models, epochs: parts.epochs, report: openGapReporter(outbox, log) });
   const ledger = openLedger({ batches, models, projection, origin, key, clock, published: follower.published });
-
-  const files = parts.ledgerDir === undefined ? undefined : openDirectory(parts.ledgerDir, parts);
 
   let lease: Lease | undefined;
   const failed = Promise.withResolvers<never>();
@@ -96,10 +111,11 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   outbox.failed.catch(failed.reject);
   let isReady = false;
 
+  const tiles = await openTiles(parts, batches, ledger.seal);
   const server = await serve(parts, [
     whenReady(auditorService({ batches, models, ledger, follower, broken }), () => isReady),
     relayService(outbox.relay, outbox.topic),
-  ]);
+  ]).catch((error: unknown) => tiles.close().then(() => Promise.reject(error)));
   const address = advertisedAddress(parts, server.port);
   outbox.start(address);
   lease = openLease({
@@ -115,12 +131,8 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
       await Promise.race([outbox.compared, aborted]);
       if (tenure.signal.aborted) return;
       try {
-        const { signal } = tenure;
-        await Promise.all([
-          sealUntil({ ledger, bus, clock, log }, tenure),
-          ledger.verifyAll(signal),
-          files && publishTiles({ files, batches, seal: ledger.seal, clock, log }, signal),
-        ]);
+        const sealing = sealUntil({ ledger, bus, clock, log }, tenure);
+        await Promise.all([sealing, ledger.verifyAll(tenure.signal), tiles.publish(tenure.signal)]);
       } catch (error) {
         if (error instanceof LedgerBroken) broken(error);
         if (!(error instanceof Interrupted)) throw error;
@@ -136,6 +148,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   }, ready.reject);
   const close = async () => {
     closing.abort();
+    await tiles.close();
     await server.close(closeGraceMs);
     await lease?.close();
     await outbox.close();
@@ -145,6 +158,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   let closed: Promise<void> | undefined;
   return {
     port: server.port,
+    ...tiles.where,
     ready: ready.promise,
     failed: failed.promise,
     close() {
