@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { type BatchDoc, emptyHead, type LedgerHead } from "@curfew/auditor/domain.ts";
 import { clock, growBy, quiet, seal, verifierKey } from "@curfew/auditor/testing/rig.ts";
 import { publishTiles } from "@curfew/auditor/tile-log.ts";
+import { openTileServer, type TileServer } from "@curfew/auditor/tile-server.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
@@ -22,13 +23,16 @@ let batches: Awaited<ReturnType<typeof openBatches>>;
 const openBatches = () => memoryStore().collection<BatchDoc>("batches");
 const stop = new AbortController();
 let publishing: Promise<void>;
+let server: TileServer;
 
 beforeAll(async () => {
   await builtTools("verify");
   batches = await openBatches();
+  server = await openTileServer(openDirectory(dir, machine), { host: "localhost", port: 0 }, quiet);
   publishing = publishTiles({ files: openDirectory(dir, machine), batches, seal, clock, log: quiet }, stop.signal);
 });
 afterAll(async () => {
+  await server.close();
   stop.abort();
   await publishing;
   rmSync(scratch, { recursive: true, force: true });
@@ -50,13 +54,16 @@ const grownTo = async (size: number): Promise<Tree> => {
 };
 
 describe("our ledger's files", () => {
-  it("are accepted by fsck and by tlogcheck at every size, while the log grows, each with the tree before it", async () => {
+  it("are accepted by fsck and by tlogcheck at every size, from files and over HTTP, while the log grows, each with the tree before it", async () => {
     let before: Tree | undefined;
     for (const size of [0, 1, 2, 3, 255, 256, 257, 65_535, 65_536, 65_537, 70_001]) {
       const tree = await grownTo(size);
       expect(tree.root).toBe(Buffer.from(head.frontier.root()).toString("base64"));
       expect(await fsck(dir, verifierKey, tree)).toMatchObject({ sound: true });
-      expect(await tlogcheck.log(dir, policy, before?.size ? before : undefined)).toMatchObject({ sound: true });
+      expect(await fsck(server.url, verifierKey, tree)).toMatchObject({ sound: true });
+      const remembered = before?.size ? before : undefined;
+      expect(await tlogcheck.log(dir, policy, remembered)).toMatchObject({ sound: true });
+      expect(await tlogcheck.log(server.url, policy, remembered)).toMatchObject({ sound: true });
       before = tree;
     }
   });
