@@ -19,14 +19,14 @@ export const systemRandom: Random = (n) => {
   return bytes;
 };
 
+const hexOfByte = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, "0"));
+
 /** UUIDv7 (RFC 9562): 48-bit milliseconds, then random; sorts by time. */
 export const uuidV7 = (nowMs: number, random: Random): string => {
-  const b = random(16);
-  const view = new DataView(b.buffer, b.byteOffset, 16);
-  view.setUint16(0, Math.floor(nowMs / 2 ** 32));
-  view.setUint32(2, nowMs >>> 0);
-  view.setUint8(6, 0x70 | (view.getUint8(6) & 0x0f));
-  view.setUint8(8, 0x80 | (view.getUint8(8) & 0x3f));
-  const hex = Buffer.from(b).toString("hex");
-  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
+  const bytes = random(10);
+  const hex = (i: number, and = 0xff, or = 0) => hexOfByte[((bytes[i] as number) & and) | or] as string;
+  const time = Math.floor(nowMs).toString(16).padStart(12, "0");
+  const version = hex(0, 0x0f, 0x70) + hex(1);
+  const variant = hex(2, 0x3f, 0x80) + hex(3);
+  return `${time.slice(0, 8)}-${time.slice(8)}-${version}-${variant}-${hex(4)}${hex(5)}${hex(6)}${hex(7)}${hex(8)}${hex(9)}`;
 };
