@@ -15,14 +15,14 @@ import {
   serve,
 } from "@curfew/rpc/replica.ts";
 import type { AnyHandler, BoundService, CallContext } from "@curfew/rpc/service-definition.ts";
-import { type BatchDoc, LedgerBroken, type Seal } from "./domain.ts";
+import { type BatchDoc, LedgerBroken } from "./domain.ts";
 import { openFollower } from "./follower.ts";
 import { auditorService } from "./grpc.ts";
 import { Interrupted, openLedger, sealOf } from "./ledger.ts";
 import { openProjection, openReadModels } from "./projections.ts";
 import { openGapReporter } from "./reactions.ts";
 import { sealUntil } from "./sealer.ts";
-import { publishTiles } from "./tile-log.ts";
+import { publishTiles, type TileLogParts } from "./tile-log.ts";
 import { openTileServer } from "./tile-server.ts";
 
 const name = "auditor";
@@ -73,14 +73,14 @@ const whenReady = (service: BoundService, isReady: () => boolean): BoundService 
 };
 
 /** The ledger's files and their server, as far as they are wanted. */
-const openTiles = async (parts: AuditorServiceParts, batches: Collection<BatchDoc>, seal: Seal) => {
+const openTiles = async (parts: AuditorServiceParts, of: Pick<TileLogParts, "batches" | "seal" | "latest">) => {
   const { ledgerDir, ledgerListen, clock, log } = parts;
   const files = ledgerDir === undefined ? undefined : openDirectory(ledgerDir, parts);
   const server = files && ledgerListen && (await openTileServer(files, ledgerListen, log));
   return {
     where: server ? { ledgerUrl: server.url } : {},
     publish: async (signal: AbortSignal) => {
-      if (files) await publishTiles({ files, batches, seal, clock, log }, signal);
+      if (files) await publishTiles({ files, ...of, clock, log }, signal);
     },
     close: async () => server?.close(),
   };
@@ -111,7 +111,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   outbox.failed.catch(failed.reject);
   let isReady = false;
 
-  const tiles = await openTiles(parts, batches, ledger.seal);
+  const tiles = await openTiles(parts, { batches, seal: ledger.seal, latest: () => follower.latest()?.batch ?? 0 });
   const server = await serve(parts, [
     whenReady(auditorService({ batches, models, ledger, follower, broken }), () => isReady),
     relayService(outbox.relay, outbox.topic),

@@ -12,6 +12,7 @@ import { type BatchDoc, emptyHead, type LedgerHead } from "./domain.ts";
 import { clock, growBy, quiet, seal } from "./testing/rig.ts";
 import { publishTiles } from "./tile-log.ts";
 
+const latest = () => Number.POSITIVE_INFINITY;
 const machine = { clock, random: systemRandom };
 let dir = "";
 let batches: Awaited<ReturnType<typeof openBatches>>;
@@ -26,7 +27,7 @@ const checkpointIn = (of = dir) => seal.open(readFileSync(join(of, "checkpoint")
 /** Publishes until the files are at `size`. */
 const publishTo = async (size: number, files: LogFiles = openDirectory(dir, machine)) => {
   const stop = new AbortController();
-  const parts = { files, batches, seal, clock, log: quiet };
+  const parts = { files, batches, latest, seal, clock, log: quiet };
   const running = publishTiles(parts, stop.signal);
   const there = expect.poll(() => checkpointIn().size, { timeout: 20_000, interval: 5 }).toBe(size);
   try {
@@ -96,7 +97,7 @@ describe("the ledger's files", () => {
           if (checkpointIn().size === 700) stop.abort();
         },
       };
-      await publishTiles({ files: dying, batches, seal, clock, log: quiet }, stop.signal);
+      await publishTiles({ files: dying, batches, latest, seal, clock, log: quiet }, stop.signal);
       await publishTo(700);
       expect(filesIn(dir), `after ${survived} writes`).toEqual(whole);
       if (left >= 0) break;
@@ -190,7 +191,7 @@ describe("files that contradict what was staged stop the publisher", () => {
     };
     const stop = new AbortController();
     const running = publishTiles(
-      { files: openDirectory(old, machine), batches: first, seal, clock, log: quiet },
+      { files: openDirectory(old, machine), batches: first, latest, seal, clock, log: quiet },
       stop.signal,
     );
     await expect.poll(() => checkpointIn(old).size, { timeout: 20_000 }).toBe(300);

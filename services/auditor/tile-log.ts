@@ -28,6 +28,8 @@ const maxBackoffMs = 5_000;
 export interface TileLogParts {
   readonly files: LogFiles;
   readonly batches: Pick<Collection<BatchDoc>, "get" | "find">;
+  /** Number of the last batch whose rows are there; the store is asked for no later one. */
+  readonly latest: () => number;
   readonly seal: Seal;
   readonly clock: Clock;
   readonly log: Pick<Log, "warn">;
@@ -88,7 +90,7 @@ const placeOf = async ({ files, batches, seal }: TileLogParts): Promise<Place> =
  * LedgerBroken where the files contradict what was staged.
  */
 export const publishTiles = async (parts: TileLogParts, signal: AbortSignal): Promise<void> => {
-  const { files, batches, seal, clock, log } = parts;
+  const { files, batches, latest, seal, clock, log } = parts;
 
   const patiently = async <T>(attempt: () => Promise<T>): Promise<T | undefined> => {
     for (let backoffMs = firstBackoffMs; !signal.aborted; backoffMs = Math.min(2 * backoffMs, maxBackoffMs)) {
@@ -105,6 +107,7 @@ export const publishTiles = async (parts: TileLogParts, signal: AbortSignal): Pr
 
   /** Past the next batch; undefined: there is none yet. */
   const grown = async ({ head, edge }: Place): Promise<Place | undefined> => {
+    if (latest() <= head.batch) return undefined;
     const doc = await batches.get(batchId(head.batch + 1));
     if (!doc) return undefined;
     const batch = replayBatch(head, doc, seal);
