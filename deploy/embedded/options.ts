@@ -5,7 +5,7 @@ import { parseArgs } from "node:util";
 /** Command line and environment of `npm start`; the command line wins. */
 export interface Options {
   readonly dataDir: string;
-  /** First of five; 0: free ones. */
+  /** First of six; 0: free ones. */
   readonly port: number;
   readonly configFile?: string;
   readonly keysDir?: string;
@@ -26,7 +26,7 @@ export const usage = `npm start -- [--data DIR] [--port N] [--config FILE] [--ke
 `;
 
 const defaultPort = 7600;
-const lastFirstPort = 65_531;
+const lastFirstPort = 65_530;
 const flags = {
   data: { type: "string" },
   port: { type: "string" },
@@ -79,7 +79,7 @@ export const readOptions = (args: readonly string[], env: Environment) => {
   const text = value("port") ?? String(defaultPort);
   const port = /^\d{1,5}$/.test(text) ? Number(text) : Number.NaN;
   if (!(port >= 0 && port <= lastFirstPort))
-    problems.push(`--port (${environment.port}) must be 0 for free ports, or the first of five, 1 to ${lastFirstPort}`);
+    problems.push(`--port (${environment.port}) must be 0 for free ports, or the first of six, 1 to ${lastFirstPort}`);
   const level = env.CURFEW_LOG_LEVEL ?? "warn";
   if (level !== "warn" && level !== "info") problems.push("CURFEW_LOG_LEVEL must be warn or info");
   const [configFile, keysDir] = [value("config"), value("keys")];

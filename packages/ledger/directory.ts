@@ -1,5 +1,5 @@
 import { mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { parseTilePath, TILE_WIDTH } from "./tile.ts";
 import type { TileFile } from "./tile-writer.ts";
 
@@ -31,38 +31,39 @@ const leftoverMs = 60_000;
 
 /** The files in a directory of this machine, which is made when first written to. */
 export const openDirectory = (
-  root: string,
+  dir: string,
   { clock, random }: { readonly clock: { now(): number }; readonly random: (bytes: number) => Uint8Array },
 ): LogFiles => {
+  const root = resolve(dir);
   const fileOf = (path: string): string => {
     if (path !== CHECKPOINT_PATH) parseTilePath(path);
     return join(root, path);
   };
 
-  /** Makes a folder that outlives a crash: its name is synced in every folder above it that is new. */
-  const makeFolder = async (folder: string): Promise<void> => {
-    const first = await mkdir(folder, { recursive: true, mode: 0o700 });
-    if (first === undefined) return;
-    for (let at = folder; at.length >= first.length; at = dirname(at)) await syncFolder(dirname(at));
+  /** Up to the one that holds the root: a folder that is there may have been made by whom a kill kept from syncing its name. */
+  const foldersOf = (path: string): string[] => {
+    const folders: string[] = [];
+    for (let at = dirname(fileOf(path)); at.length >= root.length; at = dirname(at)) folders.push(at);
+    return [...folders, dirname(root)];
   };
 
-  const writeOne = async ({ path, bytes }: TileFile): Promise<string> => {
+  const writeOne = async ({ path, bytes }: TileFile): Promise<void> => {
     const file = fileOf(path);
-    const folder = dirname(file);
-    await makeFolder(folder);
+    await mkdir(dirname(file), { recursive: true, mode: 0o700 });
     const draft = join(root, `${draftPrefix}${Buffer.from(random(12)).toString("hex")}`);
-    const handle = await open(draft, "wx", 0o600);
     try {
-      await handle.writeFile(bytes);
-      await handle.sync();
+      const handle = await open(draft, "wx", 0o600);
+      try {
+        await handle.writeFile(bytes);
+        await handle.sync();
+      } finally {
+        await handle.close();
+      }
+      await rename(draft, file);
     } catch (error) {
       await rm(draft, { force: true });
       throw error;
-    } finally {
-      await handle.close();
     }
-    await rename(draft, file);
-    return folder;
   };
 
   const removeLeftovers = async (): Promise<void> => {
@@ -84,12 +85,11 @@ export const openDirectory = (
       }
     },
     async write(files) {
-      const folders = new Set<string>();
-      for (const { path } of files) fileOf(path); // all or none
-      await makeFolder(root);
+      const folders = new Set(files.flatMap(({ path }) => foldersOf(path)));
+      await mkdir(root, { recursive: true, mode: 0o700 });
       if (!isClean) await removeLeftovers();
       isClean = true;
-      for (const file of files) folders.add(await writeOne(file));
+      for (const file of files) await writeOne(file);
       for (const folder of folders) await syncFolder(folder);
       for (const { path } of files)
         if (path !== CHECKPOINT_PATH && parseTilePath(path).width === TILE_WIDTH)

@@ -1,11 +1,13 @@
 import { ok } from "node:assert";
+import { once } from "node:events";
+import { connect, constants } from "node:http2";
 import { Rejection } from "@curfew/decider/decider.ts";
 import { type Clock, systemClock } from "@curfew/runtime/clock.ts";
 import { afterEach, describe, expect, test } from "vitest";
 import { parseRpcError } from "./errors.ts";
 import type { CallContext } from "./service-definition.ts";
 import { EchoService } from "./testing/echo.ts";
-import { type Harness, openHarness } from "./testing/harness.ts";
+import { type Harness, issue, openHarness } from "./testing/harness.ts";
 
 let harness: Harness;
 afterEach(() => harness.close());
@@ -225,6 +227,68 @@ describe("the end of a call before its answer", () => {
     expect((await failure(call)).status).toBe("CANCELLED");
     expect(parseRpcError(await reasons.promise).status).toBe("CANCELLED");
     expect(harness.logged).toEqual([]);
+  });
+
+  describe("that is over before its handler begins", () => {
+    /** A call by hand: headers and one empty message; its end, or a reset, when it is told to. */
+    const openByHand = async (method: string, headers: Record<string, string> = {}) => {
+      const { certPem, keyPem } = await issue(harness.authority, "/workload/billing");
+      const { port } = harness.server;
+      const session = connect(`https://localhost:${port}`, {
+        ca: harness.authority.certPem,
+        cert: certPem,
+        key: keyPem,
+      });
+      const stream = session.request({
+        ":method": "POST",
+        ":path": `/${EchoService.typeName}/${method}`,
+        "content-type": "application/grpc",
+        te: "trailers",
+        ...headers,
+      });
+      stream.on("error", () => undefined);
+      stream.resume();
+      stream.write(Buffer.alloc(5));
+      return { session, stream };
+    };
+    const ran: string[] = [];
+    const openCounting = async () => {
+      ran.length = 0;
+      harness = await openHarness({
+        echo: (request) => {
+          ran.push("echo");
+          return request;
+        },
+        async *count(request) {
+          ran.push("count");
+          yield request;
+        },
+      });
+    };
+
+    test.each(["Echo", "Count"])("a deadline that ends before the request does: %s", async (method) => {
+      await openCounting();
+      const { session, stream } = await openByHand(method, { "grpc-timeout": "30m" });
+      const [answer] = (await once(stream, "response")) as [Record<string, string>];
+      expect(answer["grpc-status"]).toBe("4");
+      stream.end();
+      await (await harness.client()).echo({});
+      await (await harness.client()).echo({});
+      expect(ran).toEqual(["echo", "echo"]);
+      session.destroy();
+    });
+
+    test("a reset right behind the request", async () => {
+      await openCounting();
+      const { session, stream } = await openByHand("Echo");
+      await once(session, "remoteSettings");
+      stream.end();
+      stream.close(constants.NGHTTP2_CANCEL);
+      await once(stream, "close");
+      await (await harness.client()).echo({});
+      expect(ran).toEqual(["echo"]);
+      session.destroy();
+    });
   });
 
   test("leaving a stream early aborts the handler's signal and runs its finally", async () => {

@@ -12,10 +12,10 @@ import type {
   sendUnaryData,
   UntypedHandleCall,
 } from "@grpc/grpc-js";
-import { ActiveCall, type CallSet, type SurfaceCall, shuttingDown } from "./active-call.ts";
+import { ActiveCall, type CallSet, cancelled, type SurfaceCall, shuttingDown } from "./active-call.ts";
 import { encodeFailure, type RpcFailure } from "./errors.ts";
 import { failureOf, type RpcLog } from "./failure-of.ts";
-import type { Peer } from "./identity.ts";
+import type { PassedCall } from "./gate.ts";
 import { encodeResponse, parseRequest } from "./request.ts";
 import { type AnyHandler, type BoundService, type CallContext, methodName } from "./service-definition.ts";
 
@@ -24,8 +24,8 @@ export interface CallEnvironment {
   readonly clock: Clock;
   readonly log: RpcLog;
   readonly random: Random;
-  /** Whom the interceptor found behind a call, by the metadata object it let through. */
-  readonly peers: WeakMap<Metadata, Peer>;
+  /** What the gate let through, by its metadata object. */
+  readonly passed: WeakMap<Metadata, PassedCall>;
   readonly unary: CallSet;
   readonly streams: CallSet;
   readonly limits: { readonly maxDeadlineMs: number };
@@ -46,8 +46,11 @@ interface Method {
 type WritableCall = ServerWritableStream<Buffer, Buffer> | ServerDuplexStream<Buffer, Buffer>;
 
 const admit = (call: Call, { bound, desc, env, name }: Method): ActiveCall => {
-  const peer = env.peers.get(call.metadata);
-  if (!peer) throw new Error("a call passed without an identity");
+  const passed = env.passed.get(call.metadata);
+  if (!passed) throw new Error("a call passed without an identity");
+  // Nobody will be told, and grpc-js says nothing of it any more.
+  if (passed.isOver()) throw cancelled();
+  const { peer } = passed;
   if (env.stopping) throw shuttingDown();
   const streams = desc.methodKind === "server_streaming" || desc.methodKind === "bidi_streaming";
   const calls = streams ? env.streams : env.unary;
@@ -87,7 +90,7 @@ async function* decoded(call: Readable, method: DescMethod) {
 const turnsOfAnAnswer = 3;
 let answersLeave: Promise<void> | undefined;
 
-/** Shared by all that come meanwhile. */
+/** Shared by all that come meanwhile, so one to three turns. */
 const afterAnswers = (): Promise<void> => {
   answersLeave ??= (async () => {
     for (let turn = 0; turn < turnsOfAnAnswer; turn += 1) await new Promise((resolve) => setImmediate(resolve));
@@ -114,6 +117,7 @@ const answerOnce = (
   active.onAbort = (reason) => void (call.cancelled || fail(reason));
   const handle = async () => {
     await afterAnswers();
+    if (active.aborted) throw active.signal.reason;
     return encodeResponse(method.desc.output, await run(active));
   };
   traced(call, method, handle).then(

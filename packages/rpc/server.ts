@@ -141,14 +141,14 @@ export const openServer = async (options: ServerOptions): Promise<RpcServer> => 
     log,
     random,
     limits,
-    peers: new WeakMap(),
+    passed: new WeakMap(),
     unary: new CallSet(limits.maxCalls, limits.maxCallsPerCaller),
     streams: new CallSet(limits.maxStreams, limits.maxStreamsPerCaller),
     stopping: false,
   };
   const self = callerOfNames(new X509Certificate(identity.current().certPem).subjectAltName, trustDomain);
   if (!self) throw new Error(`the server's own certificate names nobody of trust domain ${trustDomain}`);
-  const gate = createGate({ trustDomain, authorize, directory, self, clock, peers: env.peers });
+  const gate = createGate({ trustDomain, authorize, directory, self, clock, passed: env.passed });
   const server = new Server({ ...channelOptions(limits), interceptors: [gate] });
   const health = createHealth(options.services.map((bound) => bound.desc.typeName));
   const served: DescService[] = [...options.services.map((bound) => bound.desc), Health];

@@ -127,6 +127,9 @@ export const parseTraceparent = (header: string): SpanContext | undefined => {
 
 const format = (c: SpanContext): string => `00-${c.traceId}-${c.spanId}-0${c.traceFlags & 1}`;
 
+/** Runs what serves many requests in the trace of none: a loop that the first of them starts would carry that one's for ever. */
+export const outsideOfRequests: <T>(fn: () => T) => T = AsyncLocalStorage.snapshot();
+
 /** Unsampled. All zeros would be no id. */
 const freshTraceparent = (random: Random): string => {
   const hex = Buffer.from(random(24)).toString("hex");

@@ -15,7 +15,10 @@ export const auditorSpec = {
     }),
   ),
   ledgerDir: optional(
-    string({ about: "directory that is kept a c2sp.org/tlog-tiles log of the ledger; default: none" }),
+    string({
+      about:
+        "directory that is kept a c2sp.org/tlog-tiles log of the ledger, by the replica that seals: replicas share it; default: none",
+    }),
   ),
 } as const;
 

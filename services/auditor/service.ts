@@ -72,6 +72,21 @@ const whenReady = (service: BoundService, isReady: () => boolean): BoundService 
   return { ...service, handlers: Object.fromEntries(handlers) };
 };
 
+/** Runs all until the first fails, and ends with the last: none works on when the next tenure begins. */
+const together = async (signal: AbortSignal, works: readonly ((signal: AbortSignal) => Promise<void>)[]) => {
+  const stop = new AbortController();
+  const either = AbortSignal.any([signal, stop.signal]);
+  const running = works.map((work) => work(either));
+  const failures: unknown[] = [];
+  for (const one of running)
+    one.catch((error: unknown) => {
+      failures.push(error);
+      stop.abort();
+    });
+  await Promise.allSettled(running);
+  if (failures.length > 0) throw failures[0];
+};
+
 /** The ledger's files and their server, as far as they are wanted. */
 const openTiles = async (parts: AuditorServiceParts, of: Pick<TileLogParts, "batches" | "seal" | "latest">) => {
   const { ledgerDir, ledgerListen, clock, log } = parts;
@@ -131,8 +146,11 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
       await Promise.race([outbox.compared, aborted]);
       if (tenure.signal.aborted) return;
       try {
-        const sealing = sealUntil({ ledger, bus, clock, log }, tenure);
-        await Promise.all([sealing, ledger.verifyAll(tenure.signal), tiles.publish(tenure.signal)]);
+        await together(tenure.signal, [
+          (signal) => sealUntil({ ledger, bus, clock, log }, { ...tenure, signal }),
+          ledger.verifyAll,
+          tiles.publish,
+        ]);
       } catch (error) {
         if (error instanceof LedgerBroken) broken(error);
         if (!(error instanceof Interrupted)) throw error;

@@ -25,9 +25,10 @@ afterEach(() => rmSync(dir, { recursive: true, force: true }));
 
 const checkpointIn = (of = dir) => seal.open(readFileSync(join(of, "checkpoint"), "utf8"));
 /** Publishes until the files are at `size`. */
-const publishTo = async (size: number, files: LogFiles = openDirectory(dir, machine)) => {
+const bound = { timeout: 20_000, interval: 5 };
+const publishTo = async (size: number, files: LogFiles = openDirectory(dir, machine), last = latest) => {
   const stop = new AbortController();
-  const parts = { files, batches, latest, seal, clock, log: quiet };
+  const parts = { files, batches, latest: last, seal, clock, log: quiet };
   const running = publishTiles(parts, stop.signal);
   const there = expect.poll(() => checkpointIn().size, { timeout: 20_000, interval: 5 }).toBe(size);
   try {
@@ -125,6 +126,49 @@ describe("the ledger's files", () => {
     goOn.resolve();
     await late;
     expect(checkpointIn().size).toBe(400);
+  });
+
+  it("are put right by the one ahead where the other was stopped between its look and its write", async () => {
+    const head = await stage([100, 200]);
+    const files = openDirectory(dir, machine);
+    const [stopped, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    const slow: LogFiles = {
+      read: files.read,
+      async write(some) {
+        if (some[0]?.path === "checkpoint" && checkpointIn().size === 100) {
+          stopped.resolve();
+          await goOn.promise;
+        }
+        await files.write(some);
+      },
+    };
+    await publishTo(100, files, () => 1);
+    const late = new AbortController();
+    const parts = { batches, latest: () => 2, seal, clock, log: quiet };
+    const lateEnd = publishTiles({ ...parts, files: slow }, late.signal);
+    await stopped.promise;
+    await stage([400], head);
+    const ahead = new AbortController();
+    const aheadEnd = publishTiles({ ...parts, files, latest: () => 3 }, ahead.signal);
+    await expect.poll(() => checkpointIn().size, bound).toBe(400);
+    goOn.resolve();
+    late.abort();
+    await lateEnd;
+    await expect.poll(() => checkpointIn().size, bound).toBe(400);
+    ahead.abort();
+    await aheadEnd;
+    expect(checkpointIn().size).toBe(400);
+  });
+
+  it("stop loudly where the checkpoint is spoilt while they are written", async () => {
+    const head = await stage([100]);
+    const stop = new AbortController();
+    const files = openDirectory(dir, machine);
+    const running = publishTiles({ files, batches, latest, seal, clock, log: quiet }, stop.signal);
+    await expect.poll(async () => (await files.read("checkpoint")) && checkpointIn().size, bound).toBe(100);
+    writeFileSync(join(dir, "checkpoint"), "no checkpoint\n");
+    await stage([200], head);
+    await expect(running).rejects.toMatchObject({ name: "LedgerBroken" });
   });
 
   it("wait for a disk that is full, and go on when there is space", async () => {

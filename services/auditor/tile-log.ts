@@ -39,7 +39,25 @@ export interface TileLogParts {
 interface Place {
   readonly head: LedgerHead;
   readonly edge: RightEdge;
+  /** Signed; absent at size 0. */
+  readonly checkpoint?: string;
 }
+
+/** What `read` answers; files that are not as they were written are a broken ledger. */
+const asWritten = async <T>(read: () => T | Promise<T>): Promise<T> => {
+  try {
+    return await read();
+  } catch (error) {
+    if (!(error instanceof NoteError) && !(error instanceof RangeError)) throw error;
+    throw new LedgerBroken(`the ledger's files are not as they were written: ${error.message}`, { cause: error });
+  }
+};
+
+const standingCheckpoint = async ({ files, seal }: Pick<TileLogParts, "files" | "seal">) => {
+  const bytes = await files.read(CHECKPOINT_PATH);
+  const note = bytes && Buffer.from(bytes).toString();
+  return note === undefined ? undefined : asWritten(() => ({ ...seal.open(note), note }));
+};
 
 const checkpointFile = (checkpoint: string) => ({ path: CHECKPOINT_PATH, bytes: Buffer.from(checkpoint) });
 
@@ -65,24 +83,17 @@ const batchOfSize = async (batches: TileLogParts["batches"], size: number) => {
 };
 
 /** Where the files are, compared with what was staged: the checkpoint that stands there, and the partial tiles that must lead to its root. */
-const placeOf = async ({ files, batches, seal }: TileLogParts): Promise<Place> => {
-  const bytes = await files.read(CHECKPOINT_PATH);
-  if (!bytes) {
-    await files.write([checkpointFile(seal.sign(0, emptyRoot()))]);
-    return { head: emptyHead, edge: emptyEdge };
-  }
-  const standing = Buffer.from(bytes).toString();
-  try {
-    const { size, root } = seal.open(standing);
-    if (size === 0) return { head: emptyHead, edge: emptyEdge };
-    const found = await batchOfSize(batches, size);
-    if (found?.doc.checkpoint !== standing)
-      throw new LedgerBroken(`the ledger's files have another checkpoint of size ${size} than was staged`);
-    return { head: headOf(found.doc, found.number, seal), edge: await readEdge(size, root, files.read) };
-  } catch (error) {
-    if (!(error instanceof NoteError)) throw error;
-    throw new LedgerBroken(`the ledger's files are not as they were written: ${error.message}`, { cause: error });
-  }
+const placeOf = async (parts: TileLogParts): Promise<Place> => {
+  const { files, batches, seal } = parts;
+  const standing = await standingCheckpoint(parts);
+  if (!standing) await files.write([checkpointFile(seal.sign(0, emptyRoot()))]);
+  if (!standing || standing.size === 0) return { head: emptyHead, edge: emptyEdge };
+  const { size, root, note } = standing;
+  const found = await batchOfSize(batches, size);
+  if (found?.doc.checkpoint !== note)
+    throw new LedgerBroken(`the ledger's files have another checkpoint of size ${size} than was staged`);
+  const edge = await asWritten(() => readEdge(size, root, files.read));
+  return { head: headOf(found.doc, found.number, seal), edge, checkpoint: note };
 };
 
 /**
@@ -105,19 +116,30 @@ export const publishTiles = async (parts: TileLogParts, signal: AbortSignal): Pr
     return undefined;
   };
 
+  /**
+   * Another writer of the same files may be ahead of this one, which was stopped for a while, say: then its checkpoint stays. Where this one
+   * was stopped between look and write, the other puts it right again.
+   */
+  const publish = async ({ head, checkpoint }: Place): Promise<void> => {
+    const standing = await standingCheckpoint(parts);
+    if (signal.aborted || checkpoint === undefined || (standing && standing.size >= head.size)) return;
+    await files.write([checkpointFile(checkpoint)]);
+  };
+
   /** Past the next batch; undefined: there is none yet. */
-  const grown = async ({ head, edge }: Place): Promise<Place | undefined> => {
-    if (latest() <= head.batch) return undefined;
-    const doc = await batches.get(batchId(head.batch + 1));
+  const grown = async (place: Place): Promise<Place | undefined> => {
+    if (latest() <= place.head.batch) {
+      await publish(place);
+      return undefined;
+    }
+    const doc = await batches.get(batchId(place.head.batch + 1));
     if (!doc) return undefined;
-    const batch = replayBatch(head, doc, seal);
-    const growth = growTiles(edge, doc.leaves, batch.nodes);
-    await files.write(growth.files);
-    // Where another writes the same files and is ahead of this one, which was stopped for a while, say, its checkpoint stays.
-    const standing = await files.read(CHECKPOINT_PATH);
-    if (!standing || seal.open(Buffer.from(standing).toString()).size < doc.size)
-      await files.write([checkpointFile(doc.checkpoint)]);
-    return { head: batch.head, edge: growth.edge };
+    const { head, nodes } = replayBatch(place.head, doc, seal);
+    const { files: written, edge } = await asWritten(() => growTiles(place.edge, doc.leaves, nodes));
+    await files.write(written);
+    const next = { head, edge, checkpoint: doc.checkpoint };
+    await publish(next);
+    return next;
   };
 
   let place = await patiently(() => placeOf(parts));

@@ -12,8 +12,10 @@ const held = new Map<string, string>([
   ["tile/0/001.p/3", "partial"],
 ]);
 let failing: boolean = false;
+let reads: () => Promise<void> = async () => undefined;
 const files: Pick<LogFiles, "read"> = {
   async read(path) {
+    await reads();
     if (failing) throw new Error("disk /secret/place");
     if (path !== "checkpoint") parseTilePath(path);
     const text = held.get(path);
@@ -23,6 +25,7 @@ const files: Pick<LogFiles, "read"> = {
 let server: TileServer;
 beforeEach(async () => {
   failing = false;
+  reads = async () => undefined;
   server = await openTileServer(files, { host: "localhost", port: 0 }, quiet);
 });
 afterEach(() => server.close());
@@ -52,13 +55,51 @@ it.each(["POST", "PUT", "DELETE", "OPTIONS"])("%s is refused", async (method) =>
   expect(await get("checkpoint", { method })).toMatchObject({ status: 405, body: "this log is read with GET\n" });
 });
 
-it("a path outside of the log is not there, however it is written", async () => {
+const raw = async (request: string): Promise<string> => {
   const socket = connect(Number(new URL(server.url).port), "localhost");
-  socket.write("GET /tile/../../../etc/passwd HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+  socket.write(request);
   const chunks: Buffer[] = [];
   socket.on("data", (chunk: Buffer) => chunks.push(chunk));
   await once(socket, "close");
-  expect(Buffer.concat(chunks).toString()).toMatch(/^HTTP\/1\.1 404 /);
+  return Buffer.concat(chunks).toString();
+};
+
+it("a page of a foreign name that leads here gets nothing", async () => {
+  const answer = await raw("GET /checkpoint HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n");
+  expect(answer).toMatch(/^HTTP\/1\.1 421 /);
+  expect(answer).not.toContain("origin");
+});
+
+it("few files are read at once, however many are asked for, and all are answered", async () => {
+  let reading = 0;
+  let most = 0;
+  reads = async () => {
+    reading += 1;
+    most = Math.max(most, reading);
+    await new Promise((resolve) => setTimeout(resolve, 2));
+    reading -= 1;
+  };
+  const one = "GET /tile/0/000 HTTP/1.1\r\nhost: localhost\r\n";
+  const answer = await raw(`${`${one}\r\n`.repeat(299)}${one}connection: close\r\n\r\n`);
+  expect(answer.match(/HTTP\/1\.1 200 /g)).toHaveLength(300);
+  expect(most).toBeLessThanOrEqual(8);
+});
+
+it("more than may wait are told to come again", async () => {
+  const held = Promise.withResolvers<void>();
+  reads = () => held.promise;
+  const one = "GET /tile/0/000 HTTP/1.1\r\nhost: localhost\r\n";
+  const answered = raw(`${`${one}\r\n`.repeat(2_099)}${one}connection: close\r\n\r\n`);
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  held.resolve();
+  const answer = await answered;
+  expect(answer.match(/HTTP\/1\.1 200 /g)?.length).toBeGreaterThanOrEqual(8);
+  expect(answer.match(/HTTP\/1\.1 (200|503) /g)).toHaveLength(2_100);
+});
+
+it("a path outside of the log is not there, however it is written", async () => {
+  const answer = await raw("GET /tile/../../../etc/passwd HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+  expect(answer).toMatch(/^HTTP\/1\.1 404 /);
 });
 
 it("what cannot be read now is 503, without a word of why", async () => {

@@ -17,26 +17,56 @@ export interface TileServer {
 }
 
 const maxConnections = 256;
+/** Read and not yet taken by whoever asked: a bundle may have 16 MB. */
+const maxAnswers = 8;
+/** Until one of them is; more are refused. */
+const maxWaiting = 2_000;
+/** For a request to come, and for the next byte of its answer to be taken. */
 const requestLimitMs = 10_000;
 const idleLimitMs = 5_000;
+const checkEveryMs = 1_000;
 
-const answer = (
-  response: ServerResponse,
-  status: number,
-  headers: Record<string, string>,
-  body?: Uint8Array | string,
-) => response.writeHead(status, { "x-content-type-options": "nosniff", ...headers }).end(body);
-const refuse = (response: ServerResponse, status: number, why: string, headers: Record<string, string> = {}) =>
-  answer(
-    response,
-    status,
-    { "content-type": "text/plain; charset=utf-8", "cache-control": "no-store", ...headers },
-    `${why}\n`,
-  );
+type Headers = Readonly<Record<string, string>>;
+const answer = (response: ServerResponse, status: number, headers: Headers, body: Uint8Array | string): void => {
+  const always = { "x-content-type-options": "nosniff", "content-length": String(Buffer.byteLength(body)) };
+  response.writeHead(status, { ...always, ...headers }).end(body);
+};
+const text = { "content-type": "text/plain; charset=utf-8", "cache-control": "no-store" };
+const refuse = (response: ServerResponse, status: number, why: string, headers: Headers = {}): void =>
+  answer(response, status, { ...text, ...headers }, `${why}\n`);
+const tryAgain = { "retry-after": "1" };
+
+const loopback = /^(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?$/i;
+/** On loopback only by its names: else any page that a browser here shows could read it under a name of its own (DNS rebinding). */
+const isMeant = (host: string, asked = ""): boolean => !loopback.test(host) || loopback.test(asked);
+
+/** Runs `work` when one of few places is free, till its response is over. */
+const openPlaces = () => {
+  let free = maxAnswers;
+  const waiting: (() => void)[] = [];
+  return (response: ServerResponse, work: () => Promise<void>): void => {
+    if (waiting.length >= maxWaiting) return void refuse(response, 503, "too many ask at once; try again", tryAgain);
+    const begin = () => {
+      if (response.destroyed) return end();
+      response.once("close", end);
+      void work();
+    };
+    const end = () => {
+      free += 1;
+      if (free > 0 && waiting.length > 0) {
+        free -= 1;
+        waiting.shift()?.();
+      }
+    };
+    if (free === 0) return void waiting.push(begin);
+    free -= 1;
+    begin();
+  };
+};
 
 /** A full tile is for ever; a partial one goes when it is full; the checkpoint is another one soon. */
-const headersOf = (path: string): Record<string, string> => {
-  if (path === CHECKPOINT_PATH) return { "content-type": "text/plain; charset=utf-8", "cache-control": "no-store" };
+const headersOf = (path: string): Headers => {
+  if (path === CHECKPOINT_PATH) return text;
   const isFull = parseTilePath(path).width === TILE_WIDTH;
   const caching = isFull ? "public, max-age=31536000, immutable" : "no-cache";
   return { "content-type": "application/octet-stream", "cache-control": caching };
@@ -56,27 +86,37 @@ export const openTileServer = async (
     } catch (error) {
       if (error instanceof NoteError) return void refuse(response, 404, error.message);
       log.warn({ err: error }, "a file of the ledger cannot be read");
-      refuse(response, 503, "cannot be read now; try again", { "retry-after": "1" });
+      refuse(response, 503, "cannot be read now; try again", tryAgain);
     }
   };
-  const server = createServer(
-    { requestTimeout: requestLimitMs, keepAliveTimeout: idleLimitMs },
-    (request, response) => {
-      request.resume();
-      const { method = "", url = "" } = request;
-      if (method !== "GET" && method !== "HEAD")
-        return void refuse(response, 405, "this log is read with GET", { allow: "GET, HEAD" });
-      // As it stands: a path of a log has nothing that could be written in two ways.
-      void serve(url.slice(1), response);
-    },
-  );
+  const place = openPlaces();
+  const limits = {
+    requestTimeout: requestLimitMs,
+    keepAliveTimeout: idleLimitMs,
+    connectionsCheckingInterval: checkEveryMs,
+  };
+  const server = createServer(limits, (request, response) => {
+    request.resume();
+    const { method = "", url = "", headers } = request;
+    if (!isMeant(listen.host, headers.host)) return refuse(response, 421, "not under this name");
+    if (method !== "GET" && method !== "HEAD")
+      return refuse(response, 405, "this log is read with GET", { allow: "GET, HEAD" });
+    // As it stands: a path of a log has nothing that could be written in two ways.
+    place(response, () => serve(url.slice(1), response));
+  });
+  server.timeout = requestLimitMs;
   server.maxConnections = maxConnections;
   await new Promise<void>((resolve, reject) => {
-    server.once("error", (error: NodeJS.ErrnoException) => {
+    const failed = (error: NodeJS.ErrnoException) => {
       const why = error.code === "EADDRINUSE" ? "the port is taken" : error.code;
       reject(new AddressUnavailable(`cannot listen on ${listen.host}:${listen.port}: ${why}`, { cause: error }));
+    };
+    server.once("error", failed);
+    server.listen(listen.port, listen.host, () => {
+      server.off("error", failed);
+      server.on("error", (err) => log.warn({ err }, "the ledger's server"));
+      resolve();
     });
-    server.listen(listen.port, listen.host, resolve);
   });
   return {
     url: `http://${listen.host}:${(server.address() as AddressInfo).port}/`,

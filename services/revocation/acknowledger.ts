@@ -3,6 +3,7 @@ import type { Aggregates } from "@curfew/event-log/handle-command.ts";
 import type { Relay } from "@curfew/event-log/relay.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
+import { outsideOfRequests } from "@curfew/runtime/telemetry.ts";
 import type { Acknowledgement } from "./domain/effective.ts";
 import type { Receipt } from "./domain/watcher.ts";
 
@@ -45,7 +46,7 @@ export const openAcknowledger = (parts: {
     const batch = { ids: before?.ids ?? new Set<string>(), receivedAtMs: at, clockOffsetMs };
     for (const id of ids) batch.ids.add(id);
     waiting.set(instance, batch);
-    flushing ??= flushLater(parts.everyMs);
+    flushing ??= outsideOfRequests(() => flushLater(parts.everyMs));
   };
 
   /** As many as a commit takes; they wait no more. */

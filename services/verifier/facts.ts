@@ -33,7 +33,13 @@ export interface Facts {
   decided(use: UseDecidedFields): OutRecord;
   completed(part: UseCompletedFields): OutRecord;
   /** The allowed answer of this use was never given. */
-  unanswered(use: { readonly useId: string; readonly tokenId: string; readonly resourceService: string }): OutRecord;
+  unanswered(use: {
+    readonly useId: string;
+    readonly tokenId: string;
+    readonly resourceService: string;
+    /** Of the request that asked. */
+    readonly traceparent: string | undefined;
+  }): OutRecord;
   attempts(merged: Attempts, networkPseudonym: string): OutRecord;
   newUseId(): string;
 }
@@ -49,25 +55,28 @@ export const openFacts = (options: {
   const source = `/verifier/${instance}`;
   /** What names no token is kept together by the instance that saw it. */
   const unnamed = `verifier/${instance}`;
-  const record = (type: EventType, id: string, tokenId: string, value: Uint8Array): OutRecord => {
+  const record = (
+    type: EventType,
+    id: string,
+    tokenId: string,
+    value: Uint8Array,
+    traceparent = currentTraceparent(random),
+  ): OutRecord => {
     const key = tokenId === "" ? unnamed : tokenId;
-    const context = { source, subject: key, nowMs: clock.now(), random, traceparent: currentTraceparent(random), id };
+    const context = { source, subject: key, nowMs: clock.now(), random, traceparent, id };
     const { headers } = encodedEvent(type, value, context);
     return { partition: partitionFor(key, partitions), key, headers, value };
   };
-  const completed: Facts["completed"] = (part) =>
-    record(completedType, `${part.useId}/completed/${part.part}`, part.tokenId, encodeUseCompleted(part));
+  const completed = (part: UseCompletedFields, traceparent?: string) =>
+    record(completedType, `${part.useId}/completed/${part.part}`, part.tokenId, encodeUseCompleted(part), traceparent);
   return {
-    completed,
+    completed: (part) => completed(part),
     decided: (use) => record(decidedType, `${use.useId}/decided`, use.tokenId, encodeUseDecided(use)),
-    unanswered: (use) =>
-      completed({
-        ...use,
-        completedAt: timestampFromMs(clock.now()),
-        outcome: Outcome.UNANSWERED,
-        part: 1,
-        parts: 1,
-      }),
+    unanswered: ({ traceparent, ...use }) =>
+      completed(
+        { ...use, completedAt: timestampFromMs(clock.now()), outcome: Outcome.UNANSWERED, part: 1, parts: 1 },
+        traceparent,
+      ),
     attempts: (merged, networkPseudonym) => {
       const { resourceService, reason, count, firstMs, lastMs } = merged;
       const useId = uuidV7(clock.now(), random);

@@ -1,8 +1,8 @@
-import { AsyncLocalStorage } from "node:async_hooks";
 import { BusUnavailable, type OutRecord, type Producer } from "@curfew/event-log/bus.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
+import { outsideOfRequests } from "@curfew/runtime/telemetry.ts";
 
 /**
  * Makes uses durable: what waits while a send is open goes out together in the next one. The queue is bounded; a fact whose caller
@@ -136,7 +136,6 @@ class Lane {
   #open: readonly Waiting[] = [];
   #running: Promise<void> | undefined;
   #stalled: boolean = false;
-  readonly #outside = AsyncLocalStorage.snapshot();
 
   constructor(producer: Producer, clock: Clock, log: Log, follow: (record: OutRecord) => Promise<void>) {
     this.#producer = producer;
@@ -159,8 +158,7 @@ class Lane {
 
   push(waiting: Waiting): void {
     this.#queue.push(waiting);
-    // Not in the context of the call that came first: what is recorded later belongs to other traces.
-    this.#running ??= this.#outside(() => this.#run());
+    this.#running ??= outsideOfRequests(() => this.#run());
   }
 
   dropGone(): void {

@@ -1,6 +1,7 @@
 import type { Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
+import { outsideOfRequests } from "@curfew/runtime/telemetry.ts";
 
 /**
  * Denied attempts in which no token was recognised, merged per resource service, reason and network, so that whoever guesses secrets
@@ -74,7 +75,7 @@ export const openUnknownAttempts = (options: {
   return {
     add(resourceService, reason, network, nowMs) {
       merge({ resourceService, reason, count: 1, firstMs: nowMs, lastMs: nowMs }, network);
-      running ??= run();
+      running ??= outsideOfRequests(run);
     },
     async close() {
       closing.abort();

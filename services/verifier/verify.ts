@@ -135,7 +135,8 @@ const recorded = (
     details: detailsOf(use),
     source: sourceOf(use, addressPseudonym),
   });
-  const unanswered = () => facts.unanswered({ useId, tokenId, resourceService });
+  const { traceparent } = record.headers;
+  const unanswered = () => facts.unanswered({ useId, tokenId, resourceService, traceparent });
   return { decision, useId, fact: reason === Reason.OK ? { record, unanswered } : { record } };
 };
 
@@ -213,7 +214,9 @@ const answer = (verifier: Verifier, { decision, useId }: Pending, ctx: CallConte
   if (reason === Reason.OK) return allowed(verifier, generation, named);
   // Only closing rejects it; the use then counts with its declared maximum.
   recorder
-    .follow([facts.unanswered({ useId, tokenId: named.tokenId, resourceService: ctx.caller.name })])
+    .follow([
+      facts.unanswered({ useId, tokenId: named.tokenId, resourceService: ctx.caller.name, traceparent: undefined }),
+    ])
     .catch(() => undefined);
   return { ...named, allowed: false, reason };
 };

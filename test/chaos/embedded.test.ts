@@ -26,11 +26,11 @@ const isTaken = (port: number) =>
     socket.once("connect", () => socket.destroy());
   });
 
-/** The first of five free ports: fixed ones, as an installation has, so that clients find it again. */
-const fivePorts = async (): Promise<number> => {
+/** The first of six free ports: fixed ones, as an installation has, so that clients find it again. */
+const sixPorts = async (): Promise<number> => {
   for (;;) {
     const first = await freePort();
-    const taken = await Promise.all([1, 2, 3, 4].map((n) => isTaken(first + n)));
+    const taken = await Promise.all([1, 2, 3, 4, 5].map((n) => isTaken(first + n)));
     if (!taken.includes(true)) return first;
   }
 };
@@ -61,7 +61,7 @@ describe("the embedded suite, killed with -9 under load and started again on its
 
   beforeAll(async () => {
     stage = await openStage();
-    port = await fivePorts();
+    port = await sixPorts();
     await start();
     const endpoints = () => JSON.parse(readFileSync(endpointsFile(stage.dataDir), "utf8")) as Endpoints;
     cast = openCast(endpoints, stage.dataDir);
