@@ -16,7 +16,8 @@ export interface TileServer {
   close(): Promise<void>;
 }
 
-const maxConnections = 256;
+/** Verifiers open a thousand at once. */
+const maxConnections = 2_000;
 /** Read and not yet taken by whoever asked: a bundle may have 16 MB. */
 const maxAnswers = 8;
 /** Until one of them is; more are refused. */
