@@ -1,6 +1,7 @@
 import { accessSync, constants, mkdirSync, statSync } from "node:fs";
 import { resolve } from "node:path";
 import { parseArgs } from "node:util";
+import { serviceNames } from "../installation.ts";
 
 /** Command line and environment of `npm start`; the command line wins. */
 export interface Options {
@@ -26,7 +27,8 @@ export const usage = `npm start -- [--data DIR] [--port N] [--config FILE] [--ke
 `;
 
 const defaultPort = 7600;
-const lastFirstPort = 65_530;
+/** The ledger's files have the port after those of the services. */
+const lastFirstPort = 65_535 - serviceNames.length;
 const flags = {
   data: { type: "string" },
   port: { type: "string" },

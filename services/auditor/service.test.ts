@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
@@ -23,7 +23,7 @@ import { systemRandom } from "@curfew/runtime/random.ts";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { decodeLeaf } from "./leaf.ts";
 import type { EntryRow } from "./projections.ts";
-import { openAuditor } from "./service.ts";
+import { type AuditorServiceParts, openAuditor } from "./service.ts";
 import { bound, clock, eventRecord, partitions, quiet, sorted, tokenEvent, tokenId, use } from "./testing/rig.ts";
 
 const trustDomain = "test.example";
@@ -53,7 +53,7 @@ const openSuite = async () => {
       }),
     );
   let instances = 0;
-  const start = async () => {
+  const start = async (more: Pick<AuditorServiceParts, "ledgerDir" | "ledgerListen"> = {}) => {
     instances += 1;
     const service = await openAuditor({
       store,
@@ -71,6 +71,7 @@ const openSuite = async () => {
       trustDomain,
       reflection: false,
       exclusive: instances === 1,
+      ...more,
     });
     undo.push(() => service.close());
     await service.ready;
@@ -252,6 +253,21 @@ describe("auditor service", () => {
     await service.close();
     const second = await suite.send(topicNames.tokens, "issuer/b", [tokenEvent(2, 1)]);
     await vi.waitFor(async () => expect((await otherRpc.listEvents({ atLeast: second })).events.length).toBe(2), bound);
+  });
+
+  it("serves the ledger while it runs, and fails when its files are not as they were written", async () => {
+    await service.close();
+    const ledgerDir = mkdtempSync(join(tmpdir(), "curfew-ledger-"));
+    undo.push(() => rmSync(ledgerDir, { recursive: true, force: true }));
+    const ledgerListen = { host: "localhost", port: 0 };
+    const first = await suite.start({ ledgerDir, ledgerListen });
+    const published = () => fetch(new URL("checkpoint", first.ledgerUrl)).then((answer) => answer.text());
+    await expect.poll(published, bound).toContain("test.example/ledger\n0\n");
+    await first.close();
+    await expect(published()).rejects.toThrow("fetch failed");
+    writeFileSync(join(ledgerDir, "checkpoint"), "no checkpoint\n");
+    const second = await suite.start({ ledgerDir, ledgerListen });
+    await expect(second.failed).rejects.toMatchObject({ name: "LedgerBroken" });
   });
 
   it("lets nobody in but auditors", async () => {

@@ -52,6 +52,23 @@ const stage = async (sizes: readonly number[], from: LedgerHead = emptyHead) => 
   return head;
 };
 
+/** Files whose writer stands still, once they have 100 entries, before it writes such a path. */
+const stoppedAt = (isAt: (path: string) => boolean) => {
+  const files = openDirectory(dir, machine);
+  const [stopped, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  const slow: LogFiles = {
+    read: files.read,
+    async write(some) {
+      if (isAt(some[0]?.path ?? "") && checkpointIn().size === 100) {
+        stopped.resolve();
+        await goOn.promise;
+      }
+      await files.write(some);
+    },
+  };
+  return { slow, stopped, goOn };
+};
+
 describe("the ledger's files", () => {
   it("have every tile and bundle of the published size, which lead to the signed root", async () => {
     await publishTo(0);
@@ -107,18 +124,7 @@ describe("the ledger's files", () => {
 
   it("written by two at once, one of them stopped in between, never go back", async () => {
     const head = await stage([100, 200]);
-    const files = openDirectory(dir, machine);
-    const [stopped, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
-    const slow: LogFiles = {
-      read: files.read,
-      async write(some) {
-        if (some[0]?.path !== "checkpoint" && checkpointIn().size === 100) {
-          stopped.resolve();
-          await goOn.promise;
-        }
-        await files.write(some);
-      },
-    };
+    const { slow, stopped, goOn } = stoppedAt((path) => path !== "checkpoint");
     const late = publishTo(400, slow);
     await stopped.promise;
     await stage([400], head);
@@ -131,17 +137,7 @@ describe("the ledger's files", () => {
   it("are put right by the one ahead where the other was stopped between its look and its write", async () => {
     const head = await stage([100, 200]);
     const files = openDirectory(dir, machine);
-    const [stopped, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
-    const slow: LogFiles = {
-      read: files.read,
-      async write(some) {
-        if (some[0]?.path === "checkpoint" && checkpointIn().size === 100) {
-          stopped.resolve();
-          await goOn.promise;
-        }
-        await files.write(some);
-      },
-    };
+    const { slow, stopped, goOn } = stoppedAt((path) => path === "checkpoint");
     await publishTo(100, files, () => 1);
     const late = new AbortController();
     const parts = { batches, latest: () => 2, seal, clock, log: quiet };
