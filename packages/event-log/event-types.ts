@@ -59,7 +59,11 @@ export const eventTypes: readonly EventType[] = [
     [breaches.PageAcknowledgedSchema, "page.acknowledged"],
     [breaches.NotificationDraftedSchema, "notification.drafted"],
   ]),
-  ...eventsOf(topicNames.evidence, [[evidence.EvidenceGapFoundSchema, "evidence-gap.found"]]),
+  ...eventsOf(topicNames.evidence, [
+    [evidence.EvidenceGapFoundSchema, "evidence-gap.found"],
+    [evidence.EvidenceDriftFoundSchema, "evidence-drift.found"],
+    [evidence.EvidenceDriftEndedSchema, "evidence-drift.ended"],
+  ]),
 ];
 
 const byDesc = new Map(eventTypes.map((row) => [row.desc.typeName, row]));

@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file curfew/events/v1/evidence.proto.
  */
 export const file_curfew_events_v1_evidence: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2V2aWRlbmNlLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIq8BChBFdmlkZW5jZUdhcEZvdW5kEhAKCHByb2R1Y2VyGAEgASgJEikKBWNhdXNlGAIgASgOMhouY3VyZmV3LmV2ZW50cy52MS5HYXBDYXVzZRIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SGQoRZXhwZWN0ZWRfc2VxdWVuY2UYBCABKAMSFQoNc2Vlbl9zZXF1ZW5jZRgFIAEoAyq6AQoIR2FwQ2F1c2USGQoVR0FQX0NBVVNFX1VOU1BFQ0lGSUVEEAASEgoOR0FQX0NBVVNFX0hPTEUQARISCg5HQVBfQ0FVU0VfRk9SSxACEh4KGkdBUF9DQVVTRV9VTktOT1dOX1BST0RVQ0VSEAMSGAoUR0FQX0NBVVNFX1NUUkVBTV9HQVAQBBIZChVHQVBfQ0FVU0VfT0ZGU0VUX0pVTVAQBRIWChJHQVBfQ0FVU0VfT1ZFUlNJWkUQBmIGcHJvdG8z", [file_curfew_events_v1_common]);
+  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2V2aWRlbmNlLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIq8BChBFdmlkZW5jZUdhcEZvdW5kEhAKCHByb2R1Y2VyGAEgASgJEikKBWNhdXNlGAIgASgOMhouY3VyZmV3LmV2ZW50cy52MS5HYXBDYXVzZRIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SGQoRZXhwZWN0ZWRfc2VxdWVuY2UYBCABKAMSFQoNc2Vlbl9zZXF1ZW5jZRgFIAEoAyLbAQoSRXZpZGVuY2VEcmlmdEZvdW5kEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJEhAKCGV4cGVjdGVkGAUgASgJEgwKBHNlZW4YBiABKAkSGQoMbGVkZ2VyX2luZGV4GAcgASgDSACIAQFCDwoNX2xlZGdlcl9pbmRleCKPAQoSRXZpZGVuY2VEcmlmdEVuZGVkEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJKroBCghHYXBDYXVzZRIZChVHQVBfQ0FVU0VfVU5TUEVDSUZJRUQQABISCg5HQVBfQ0FVU0VfSE9MRRABEhIKDkdBUF9DQVVTRV9GT1JLEAISHgoaR0FQX0NBVVNFX1VOS05PV05fUFJPRFVDRVIQAxIYChRHQVBfQ0FVU0VfU1RSRUFNX0dBUBAEEhkKFUdBUF9DQVVTRV9PRkZTRVRfSlVNUBAFEhYKEkdBUF9DQVVTRV9PVkVSU0laRRAGKvMBCgpEcmlmdENhdXNlEhsKF0RSSUZUX0NBVVNFX1VOU1BFQ0lGSUVEEAASFwoTRFJJRlRfQ0FVU0VfU0VUVElORxABEhYKEkRSSUZUX0NBVVNFX1NIUlVOSxACEhkKFURSSUZUX0NBVVNFX1JFQ1JFQVRFRBADEh4KGkRSSUZUX0NBVVNFX1JFQ09SRF9NSVNTSU5HEAQSHgoaRFJJRlRfQ0FVU0VfUkVDT1JEX0NIQU5HRUQQBRIfChtEUklGVF9DQVVTRV9SRUNPUkRfSU5TRVJURUQQBhIbChdEUklGVF9DQVVTRV9MRURHRVJfRklMRRAHYgZwcm90bzM", [file_curfew_events_v1_common]);
 
 /**
  * Something that was produced is not there, or something is there that nobody produced.
@@ -64,6 +64,112 @@ export type EvidenceGapFound = Message<"curfew.events.v1.EvidenceGapFound"> & {
  */
 export const EvidenceGapFoundSchema: GenMessage<EvidenceGapFound> = /*@__PURE__*/
   messageDesc(file_curfew_events_v1_evidence, 0);
+
+/**
+ * A topic, or a published file of the ledger, is not as evidence needs it. At most one is open for each cause, topic, partition and setting;
+ * it is over with the EvidenceDriftEnded that follows it in its stream.
+ *
+ * @generated from message curfew.events.v1.EvidenceDriftFound
+ */
+export type EvidenceDriftFound = Message<"curfew.events.v1.EvidenceDriftFound"> & {
+  /**
+   * What is wrong.
+   *
+   * @generated from field: curfew.events.v1.DriftCause cause = 1;
+   */
+  cause: DriftCause;
+
+  /**
+   * The topic; empty: it is about a ledger file.
+   *
+   * @generated from field: string topic = 2;
+   */
+  topic: string;
+
+  /**
+   * The record where it was first seen, or the partition (offset 0) where it is about all of one; absent: it is about the whole topic.
+   *
+   * @generated from field: curfew.events.v1.Position position = 3;
+   */
+  position?: Position | undefined;
+
+  /**
+   * Name of the setting, e.g. retention.ms, or path of the ledger file; else empty.
+   *
+   * @generated from field: string setting = 4;
+   */
+  setting: string;
+
+  /**
+   * As it must be: a setting's value, an offset, a topic id, or the SHA-256 of a leaf or file in hex.
+   *
+   * @generated from field: string expected = 5;
+   */
+  expected: string;
+
+  /**
+   * As it was seen, in the same form; empty: there was none.
+   *
+   * @generated from field: string seen = 6;
+   */
+  seen: string;
+
+  /**
+   * Index in the ledger of the record that it is about; absent: none.
+   *
+   * @generated from field: optional int64 ledger_index = 7;
+   */
+  ledgerIndex?: bigint | undefined;
+};
+
+/**
+ * Describes the message curfew.events.v1.EvidenceDriftFound.
+ * Use `create(EvidenceDriftFoundSchema)` to create a new message.
+ */
+export const EvidenceDriftFoundSchema: GenMessage<EvidenceDriftFound> = /*@__PURE__*/
+  messageDesc(file_curfew_events_v1_evidence, 1);
+
+/**
+ * What the EvidenceDriftFound before it in this stream told is as it must be again.
+ *
+ * @generated from message curfew.events.v1.EvidenceDriftEnded
+ */
+export type EvidenceDriftEnded = Message<"curfew.events.v1.EvidenceDriftEnded"> & {
+  /**
+   * What was wrong.
+   *
+   * @generated from field: curfew.events.v1.DriftCause cause = 1;
+   */
+  cause: DriftCause;
+
+  /**
+   * The topic; empty: it was about a ledger file.
+   *
+   * @generated from field: string topic = 2;
+   */
+  topic: string;
+
+  /**
+   * The partition that it was about (offset 0); absent: the whole topic.
+   *
+   * @generated from field: curfew.events.v1.Position position = 3;
+   */
+  position?: Position | undefined;
+
+  /**
+   * Name of the setting, or path of the ledger file; else empty.
+   *
+   * @generated from field: string setting = 4;
+   */
+  setting: string;
+};
+
+/**
+ * Describes the message curfew.events.v1.EvidenceDriftEnded.
+ * Use `create(EvidenceDriftEndedSchema)` to create a new message.
+ */
+export const EvidenceDriftEndedSchema: GenMessage<EvidenceDriftEnded> = /*@__PURE__*/
+  messageDesc(file_curfew_events_v1_evidence, 2);
 
 /**
  * What is wrong with a producer's chain.
@@ -133,4 +239,80 @@ export type GapCause = (typeof GapCause)[keyof typeof GapCause] | UnknownEnum;
  */
 export const GapCauseSchema: GenEnum<GapCause> = /*@__PURE__*/
   enumDesc(file_curfew_events_v1_evidence, 0);
+
+/**
+ * How a topic differs from what evidence rests on.
+ *
+ * @generated from enum curfew.events.v1.DriftCause
+ */
+export const DriftCause = {
+  /**
+   * Never stored.
+   *
+   * @generated from enum value: DRIFT_CAUSE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * A setting of the topic is not what it must be.
+   *
+   * @generated from enum value: DRIFT_CAUSE_SETTING = 1;
+   */
+  SETTING: 1,
+
+  /**
+   * A partition ends before what was sealed of it, or begins later than its first record: records were removed.
+   *
+   * @generated from enum value: DRIFT_CAUSE_SHRUNK = 2;
+   */
+  SHRUNK: 2,
+
+  /**
+   * Another topic stands under the name: its id, or its first record, is not the one that was sealed.
+   *
+   * @generated from enum value: DRIFT_CAUSE_RECREATED = 3;
+   */
+  RECREATED: 3,
+
+  /**
+   * A sealed record is not on its topic any more.
+   *
+   * @generated from enum value: DRIFT_CAUSE_RECORD_MISSING = 4;
+   */
+  RECORD_MISSING: 4,
+
+  /**
+   * A sealed record reads otherwise on its topic.
+   *
+   * @generated from enum value: DRIFT_CAUSE_RECORD_CHANGED = 5;
+   */
+  RECORD_CHANGED: 5,
+
+  /**
+   * A record stands where none was when what follows it was sealed.
+   *
+   * @generated from enum value: DRIFT_CAUSE_RECORD_INSERTED = 6;
+   */
+  RECORD_INSERTED: 6,
+
+  /**
+   * A published file of the ledger is not what its staged batches lead to.
+   *
+   * @generated from enum value: DRIFT_CAUSE_LEDGER_FILE = 7;
+   */
+  LEDGER_FILE: 7,
+} as const;
+
+/**
+ * How a topic differs from what evidence rests on.
+ *
+ * @generated from enum curfew.events.v1.DriftCause
+ */
+export type DriftCause = (typeof DriftCause)[keyof typeof DriftCause] | UnknownEnum;
+
+/**
+ * Describes the enum curfew.events.v1.DriftCause.
+ */
+export const DriftCauseSchema: GenEnum<DriftCause> = /*@__PURE__*/
+  enumDesc(file_curfew_events_v1_evidence, 1);
 
