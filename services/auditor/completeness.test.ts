@@ -6,10 +6,10 @@ import { openChain } from "@curfew/event-log/chain.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { beginEpoch } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
+import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import { memoryBus } from "@curfew/simulation/memory-bus.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { decodeLeaf } from "./leaf.ts";
 import { openReadModels } from "./projections.ts";
 import { bound, clock, partitions, replayAll, startAuditor, tokenEvent, use } from "./testing/rig.ts";
 

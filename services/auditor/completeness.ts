@@ -1,8 +1,8 @@
 import { GapCause } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import { type ChainHead, checkLink, producerHeader } from "@curfew/event-log/chain.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
+import type { SealedRecord } from "@curfew/ledger/leaf.ts";
 import { type Batch, type LedgerHead, nextOffset } from "./domain.ts";
-import type { SealedRecord } from "./leaf.ts";
 
 /**
  * Whether everything that was produced is there (design: evidence, "Producer chain"): each sealed record is checked, in offset order,

@@ -2,9 +2,9 @@ import { fromBinary } from "@bufbuild/protobuf";
 import { LedgerEntrySchema } from "@curfew/contracts/gen/curfew/ledger/v1/entry_pb.ts";
 import { recordHash } from "@curfew/event-log/chain.ts";
 import { MAX_ENTRY_BYTES } from "@curfew/ledger/hash.ts";
+import type { LogRecord } from "@curfew/ledger/leaf.ts";
 import { describe, expect, it } from "vitest";
 import { emptyHead, headOf, LedgerBroken, makeBatch, maxBatchRecords, replayBatch } from "./domain.ts";
-import type { LogRecord } from "./leaf.ts";
 import { seal } from "./testing/rig.ts";
 
 const record = (offset: number, more: Partial<LogRecord> = {}): LogRecord => ({

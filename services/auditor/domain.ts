@@ -1,6 +1,6 @@
 import { HASH_BYTES, leafHash, MAX_ENTRY_BYTES, sameHash } from "@curfew/ledger/hash.ts";
+import { decodeLeaf, encodeLeaf, type LogRecord, NoLeaf, type SealedRecord } from "@curfew/ledger/leaf.ts";
 import { Frontier, frontierNodes } from "@curfew/ledger/tree.ts";
-import { decodeLeaf, encodeLeaf, type LogRecord, NoLeaf, type SealedRecord } from "./leaf.ts";
 
 /**
  * The ledger grows by batches. A batch is one document, inserted under its number: that insert is the compare-and-swap between sequencers

@@ -10,6 +10,7 @@ import type { Position } from "@curfew/contracts/gen/curfew/events/v1/common_pb.
 import type { Collection } from "@curfew/document-store/port.ts";
 import { eventTypeNamed, topicNames } from "@curfew/event-log/event-types.ts";
 import { emptyRoot, leafHash } from "@curfew/ledger/hash.ts";
+import { decodeLeaf, NoLeaf } from "@curfew/ledger/leaf.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
 import { proveInclusion } from "@curfew/ledger/tree.ts";
 import { past } from "@curfew/projection/progress.ts";
@@ -17,7 +18,6 @@ import { RpcError } from "@curfew/rpc/errors.ts";
 import { type BoundService, bindService } from "@curfew/rpc/service-definition.ts";
 import { type BatchDoc, batchId, LedgerBroken, nextOffset } from "./domain.ts";
 import type { Follower } from "./follower.ts";
-import { decodeLeaf, NoLeaf } from "./leaf.ts";
 import type { Ledger } from "./ledger.ts";
 import {
   type CheckpointRow,

@@ -4,10 +4,10 @@ import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
 import { readEvent, UnreadableRecord } from "@curfew/event-log/envelope.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { HASH_BYTES } from "@curfew/ledger/hash.ts";
+import type { SealedRecord } from "@curfew/ledger/leaf.ts";
 import type { NodeAddress } from "@curfew/ledger/tree.ts";
 import { type CheckedBatch, type Finding, openCompleteness, streamPlace } from "./completeness.ts";
 import { type Batch, LedgerBroken, type LedgerHead, type NextOffset } from "./domain.ts";
-import type { SealedRecord } from "./leaf.ts";
 
 /**
  * The read models, derived from batches alone and insert-only: whoever derives a batch writes the same rows, so a second writer and a

@@ -1,10 +1,10 @@
 import type { Bus, InRecord } from "@curfew/event-log/bus.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import type { Tenure } from "@curfew/event-log/lease.ts";
+import { aboutLeafBytes } from "@curfew/ledger/leaf.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import { LedgerBroken, type LedgerHead, makeBatch, maxBatchBytes, maxBatchRecords, nextOffset } from "./domain.ts";
-import { aboutLeafBytes } from "./leaf.ts";
 import { Interrupted, type Ledger } from "./ledger.ts";
 
 /**

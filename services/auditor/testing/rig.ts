@@ -9,6 +9,7 @@ import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
+import { decodeLeaf, type LogRecord } from "@curfew/ledger/leaf.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
 import { proveInclusion } from "@curfew/ledger/tree.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
@@ -26,7 +27,6 @@ import {
   maxBatchRecords,
   replayBatch,
 } from "../domain.ts";
-import { decodeLeaf, type LogRecord } from "../leaf.ts";
 import { openLedger, sealOf } from "../ledger.ts";
 import { entryId, openProjection, openReadModels, readNodes } from "../projections.ts";
 import { openGapReporter } from "../reactions.ts";

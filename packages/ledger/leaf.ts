@@ -1,9 +1,9 @@
 import { hash } from "node:crypto";
 import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { type LedgerEntry, LedgerEntrySchema } from "@curfew/contracts/gen/curfew/ledger/v1/entry_pb.ts";
-import { MAX_ENTRY_BYTES } from "@curfew/ledger/hash.ts";
+import { MAX_ENTRY_BYTES } from "./hash.ts";
 
-/** Leaves: how a record becomes the bytes that are sealed, once, and how those are read. Pure. */
+/** Leaves of Curfew's ledger: how a record becomes the bytes that are sealed, once, and how those are read. Pure. */
 
 /** A record of a topic, as the bus gives it. */
 export interface LogRecord {

@@ -1,7 +1,7 @@
 import { create, toBinary } from "@bufbuild/protobuf";
 import { LedgerEntrySchema } from "@curfew/contracts/gen/curfew/ledger/v1/entry_pb.ts";
-import { MAX_ENTRY_BYTES } from "@curfew/ledger/hash.ts";
 import { describe, expect, it } from "vitest";
+import { MAX_ENTRY_BYTES } from "./hash.ts";
 import { decodeLeaf, encodeLeaf, type LogRecord } from "./leaf.ts";
 
 const base: LogRecord = {
