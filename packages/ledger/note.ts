@@ -54,18 +54,21 @@ export const parseNote = (note: string | Uint8Array): Note => {
   return { text: whole.slice(0, split + 1), signatures: lines.map(parseSignatureLine) };
 };
 
+/** The signature line that `parseNote` reads as `signature`, with its line feed. Throws a `NoteError`. */
+export const formatSignature = ({ name, keyId, signature }: NoteSignature): string => {
+  if (!isKeyName(name)) throw new NoteError("not a key name");
+  const id = Buffer.alloc(KEY_ID_BYTES);
+  id.writeUInt32BE(keyId);
+  return `— ${name} ${Buffer.concat([id, signature]).toString("base64")}\n`;
+};
+
 /** Signs `text` (ending in a line feed) by each of `signers`, and returns the whole note. Throws a `NoteError`. */
 export const signNote = (text: string, signers: readonly NoteSigner[]): string => {
   checkText(decodeUtf8(text));
   if (!text.endsWith("\n")) throw new NoteError("a note's text ends in a line feed");
   if (signers.length === 0 || signers.length > MAX_NOTE_SIGNATURES)
     throw new NoteError(`a note has 1 to ${MAX_NOTE_SIGNATURES} signatures`);
-  const lines = signers.map(({ name, keyId, sign }) => {
-    if (!isKeyName(name)) throw new NoteError("not a key name");
-    const id = Buffer.alloc(KEY_ID_BYTES);
-    id.writeUInt32BE(keyId);
-    return `— ${name} ${Buffer.concat([id, sign(text)]).toString("base64")}\n`;
-  });
+  const lines = signers.map(({ name, keyId, sign }) => formatSignature({ name, keyId, signature: sign(text) }));
   const note = `${text}\n${lines.join("")}`;
   if (Buffer.byteLength(note) > MAX_NOTE_BYTES) throw new NoteError(`a note has at most ${MAX_NOTE_BYTES} bytes`);
   return note;
