@@ -1,4 +1,4 @@
-import type { DescMessage, Message } from "@bufbuild/protobuf";
+import type { DescMessage, Message, MessageShape } from "@bufbuild/protobuf";
 import * as breaches from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
 import * as evidence from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import * as revocations from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
@@ -14,18 +14,20 @@ export const topicNames = {
   evidence: "curfew.evidence.v1",
 } as const;
 
-export interface EventType {
-  readonly desc: DescMessage;
+export interface EventType<Desc extends DescMessage = DescMessage, Name extends string = string> {
+  readonly desc: Desc;
   /** CloudEvents type, e.g. curfew.token.issued.v1. */
-  readonly type: string;
+  readonly type: `curfew.${Name}.v1`;
   readonly topic: string;
 }
 
-const eventsOf = (topic: string, rows: readonly (readonly [DescMessage, string])[]): EventType[] =>
-  rows.map(([desc, name]) => ({ desc, type: `curfew.${name}.v1`, topic }));
+/** The types are kept one by one, so that a table over all events (EventByType) does not compile until a new one is in it. */
+const eventsOf = <const Rows extends readonly (readonly [DescMessage, string])[]>(topic: string, rows: Rows) =>
+  rows.map(([desc, name]) => ({ desc, type: `curfew.${name}.v1`, topic })) as unknown as {
+    readonly [At in keyof Rows]: EventType<Rows[At][0], Rows[At][1]>;
+  };
 
-/** Every event there is. A type is never renamed or removed: old records must stay readable. */
-export const eventTypes: readonly EventType[] = [
+const known = [
   ...eventsOf(topicNames.tokens, [
     [tokens.PolicyPublishedSchema, "policy.published"],
     [tokens.KeyRegisteredSchema, "key.registered"],
@@ -64,10 +66,18 @@ export const eventTypes: readonly EventType[] = [
     [evidence.EvidenceDriftFoundSchema, "evidence-drift.found"],
     [evidence.EvidenceDriftEndedSchema, "evidence-drift.ended"],
   ]),
-];
+] as const;
+
+/** Every event there is. A type is never renamed or removed: old records must stay readable. */
+export const eventTypes: readonly EventType[] = known;
+
+/** The message of each event, by its CloudEvents type. */
+export type EventByType = {
+  readonly [Type in (typeof known)[number] as Type["type"]]: MessageShape<Type["desc"]>;
+};
 
 const byDesc = new Map(eventTypes.map((row) => [row.desc.typeName, row]));
-const byType = new Map(eventTypes.map((row) => [row.type, row]));
+const byType = new Map<string, EventType>(eventTypes.map((row) => [row.type, row]));
 
 /** Throws for a message that is no event. */
 export const eventTypeOf = (message: Message): EventType => {
