@@ -7,6 +7,7 @@ import { restore } from "./commands/restore.ts";
 import { revoke } from "./commands/revoke.ts";
 import { scan } from "./commands/scan.ts";
 import { token } from "./commands/token.ts";
+import { verify } from "./commands/verify.ts";
 import { verifyToken } from "./commands/verify-token.ts";
 import { completion } from "./completion.ts";
 import { exitCodesText, failureOf } from "./exit.ts";
@@ -26,6 +27,7 @@ const routes = buildRouteMap({
     case: caseRoutes,
     ack,
     audit,
+    verify,
     restore,
     completion,
   },

@@ -3,13 +3,13 @@ import { RemoteError } from "@curfew/rpc/errors.ts";
 /** Exit codes, as documented in `curfew --help` and README.md. */
 export const exitCode = {
   ok: 0,
-  /** The answer is the one a script asks about: a live secret was found, a token is not good, a proof does not hold. */
+  /** The answer is the one a script asks about: a live secret was found, a token is not good, a proof or a ledger does not hold. */
   no: 1,
   /** The command line, or a file that it names, is wrong, or part of what was to be searched could not be read. */
   usage: 2,
-  /** The service refused: not allowed, not found, not in this state. */
+  /** The service refused: not allowed, not found, not in this state; or what was verified is incomplete. */
   refused: 3,
-  /** The service cannot be reached, or cannot answer now: try again. */
+  /** The service cannot be reached, or cannot answer now: try again; or what is to be verified cannot be read, or is none. */
   unavailable: 4,
   /** A fault of ours. */
   internal: 5,
@@ -17,10 +17,10 @@ export const exitCode = {
 
 export const exitCodesText = `Exit codes:
   0  done
-  1  the answer is no: a live secret was found, a token is not good, a proof does not hold
+  1  the answer is no: a live secret was found, a token is not good, a proof or a ledger does not hold
   2  the command line or a file that it names is wrong, or part of what was to be searched could not be read
-  3  the service refused: not allowed, not found, not in this state
-  4  the service cannot be reached or cannot answer now: try again
+  3  the service refused: not allowed, not found, not in this state; or a ledger is incomplete
+  4  the service cannot be reached or cannot answer now: try again; or what is to be verified is no ledger
   5  a fault of ours`;
 
 /** Ends the command with a code and a message for people. */

@@ -74,3 +74,23 @@ export const openProgress = () => {
     },
   };
 };
+
+const barWidth = 30;
+const barEveryMs = 100;
+
+/** How much of a long work of known length is done, on a terminal only; `clear` leaves the line empty. */
+export const openBar = (what: string) => {
+  let shownAt = 0;
+  return {
+    show(done: number, all: number) {
+      if (!process.stderr.isTTY || performance.now() < shownAt + barEveryMs) return;
+      shownAt = performance.now();
+      const filled = Math.floor((barWidth * done) / all);
+      const bar = `${"#".repeat(filled)}${".".repeat(barWidth - filled)}`;
+      process.stderr.write(`\r[${bar}] ${Math.floor((100 * done) / all)} % ${done} of ${all} ${what}\x1b[K`);
+    },
+    clear() {
+      if (shownAt > 0) process.stderr.write("\r\x1b[K");
+    },
+  };
+};

@@ -1,0 +1,101 @@
+import { statSync } from "node:fs";
+import { NoteError, within } from "@curfew/ledger/note-error.ts";
+import { type Policy, parsePolicy } from "@curfew/ledger/policy.ts";
+import { buildCommand } from "@stricli/core";
+import { CommandFailed, exitCode } from "../exit.ts";
+import { outputAlias, outputFlag } from "../flags.ts";
+import { openLogDirectory, openLogUrl } from "../read-log.ts";
+import { readSmall } from "../read-small.ts";
+import { type VerifyFlags, verifyLedger } from "../verify-ledger.ts";
+
+const maxKeyLength = 1_024;
+const maxPolicyBytes = 262_144;
+
+/** Whom to believe: one key, or what a policy asks for. */
+const trusted = async ({ key, policy }: VerifyFlags): Promise<Policy> => {
+  if ((key === undefined) === (policy === undefined))
+    throw new CommandFailed(
+      exitCode.usage,
+      "give --key VKEY or --policy FILE: the log itself cannot say whom to believe",
+    );
+  try {
+    if (key !== undefined)
+      return within("--key", () => parsePolicy(`log ${key.slice(0, maxKeyLength)}\nquorum none\n`));
+    const file = policy as string;
+    const text = await readSmall(file, maxPolicyBytes);
+    return within(file, () => parsePolicy(text));
+  } catch (error) {
+    if (!(error instanceof NoteError)) throw error;
+    throw new CommandFailed(exitCode.usage, error.message);
+  }
+};
+
+const isDirectory = (target: string): boolean => {
+  try {
+    return statSync(target).isDirectory();
+  } catch (error) {
+    throw new CommandFailed(exitCode.usage, `${target} cannot be verified: ${(error as Error).message}`);
+  }
+};
+
+const openTarget = async (target: string) => {
+  if (/^https?:/i.test(target)) return openLogUrl(target);
+  if (isDirectory(target)) return await openLogDirectory(target);
+  throw new CommandFailed(exitCode.unavailable, `${target} is neither the directory nor the URL of a log`);
+};
+
+export const verify = buildCommand({
+  docs: {
+    brief: "Verify a whole ledger: every entry, every hash, and the signed checkpoint; needs no server of ours",
+    fullDescription:
+      "DIR or URL is a c2sp.org/tlog-tiles log, ours or another's. Two verdicts: integrity (nothing that was sealed was changed, removed or inserted) and completeness (everything that was produced was sealed; for a ledger of Curfew). Exit 0: both hold; 1: integrity is broken, and the file and why are named; 3: incomplete; 4: no log, or it cannot be read. A log that was rolled back or forked looks sound to who never saw it before: --remember FILE keeps its last checkpoint and compares it the next time.",
+  },
+  parameters: {
+    flags: {
+      ...outputFlag,
+      key: {
+        kind: "parsed",
+        parse: String,
+        brief: "verifier key of the log, NAME+ID+BASE64, as its operator publishes it",
+        optional: true,
+        placeholder: "VKEY",
+      },
+      policy: {
+        kind: "parsed",
+        parse: String,
+        brief: "c2sp.org/tlog-policy: logs, witnesses, and how many must have cosigned",
+        optional: true,
+        placeholder: "FILE",
+      },
+      remember: {
+        kind: "parsed",
+        parse: String,
+        brief: "the log must contain this checkpoint, if the file is there; its own is kept there if integrity holds",
+        optional: true,
+        placeholder: "FILE",
+      },
+      older: {
+        kind: "parsed",
+        parse: String,
+        brief: "the log must contain this checkpoint of it as well; may be repeated",
+        optional: true,
+        variadic: true,
+        placeholder: "FILE",
+      },
+    },
+    aliases: outputAlias,
+    positional: {
+      kind: "tuple",
+      parameters: [{ parse: String, brief: "directory or URL of a log", placeholder: "DIR|URL" }],
+    },
+  },
+  func: async (flags: VerifyFlags, target: string) => {
+    const policy = await trusted(flags);
+    const source = await openTarget(target);
+    try {
+      await verifyLedger(source, policy, flags);
+    } finally {
+      source.close();
+    }
+  },
+});

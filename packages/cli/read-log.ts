@@ -1,0 +1,149 @@
+import { constants } from "node:fs";
+import { open, realpath } from "node:fs/promises";
+import http from "node:http";
+import https from "node:https";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { NoteError } from "@curfew/ledger/note-error.ts";
+import type { ReadLogFile } from "@curfew/ledger/verify-log.ts";
+import { CommandFailed, exitCode } from "./exit.ts";
+
+/** The files of a log that somebody else keeps: every size and time is limited, and what is no plain answer is an error. */
+export interface LogSource {
+  readonly read: ReadLogFile;
+  /** Files that it pays to ask for before their turn. */
+  readonly ahead: number;
+  close(): void;
+}
+
+/** The log cannot be read, now or by us: nothing is said about it. */
+const unreadable = (what: string) => new CommandFailed(exitCode.unavailable, what);
+const longer = (mostBytes: number) => new NoteError(`it is longer than ${mostBytes} bytes`);
+
+const codeOf = (error: unknown) => (error as NodeJS.ErrnoException).code ?? "";
+const isAbsent = (error: unknown) => codeOf(error) === "ENOENT" || codeOf(error) === "ENOTDIR";
+
+const readPlain = async (file: string, mostBytes: number): Promise<Uint8Array> => {
+  // Not to wait for the other end of a FIFO, should it be one.
+  const handle = await open(file, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  try {
+    const stat = await handle.stat();
+    if (!stat.isFile()) throw new NoteError("it is no plain file");
+    if (stat.size > mostBytes) throw longer(mostBytes);
+    const bytes = Buffer.allocUnsafeSlow(stat.size);
+    let end = 0;
+    while (end < bytes.length) {
+      const { bytesRead } = await handle.read(bytes, end, bytes.length - end);
+      if (bytesRead === 0) break;
+      end += bytesRead;
+    }
+    return bytes.subarray(0, end);
+  } finally {
+    await handle.close();
+  }
+};
+
+/** A log in a directory of this machine. No link in it is followed: it may lead anywhere. */
+export const openLogDirectory = async (dir: string): Promise<LogSource> => {
+  const root = await realpath(dir);
+  return {
+    ahead: 3,
+    close: () => undefined,
+    async read(path, mostBytes) {
+      const file = join(root, path);
+      try {
+        if ((await realpath(file)) !== file) throw new NoteError("it, or a folder of it, is a link");
+        return await readPlain(file, mostBytes);
+      } catch (error) {
+        if (isAbsent(error)) return undefined;
+        if (codeOf(error) === "ELOOP") throw new NoteError("it, or a folder of it, is a link");
+        if (error instanceof NoteError) throw error;
+        throw unreadable(`${path} cannot be read: ${codeOf(error) || (error as Error).message}`);
+      }
+    },
+  };
+};
+
+/** Of one file, from the request to its last byte; and without one more byte. */
+const fileLimitMs = 60_000;
+const idleLimitMs = 10_000;
+const attempts = 3;
+const pauseMs = 250;
+const connections = 8;
+
+/** The network, or a server that cannot answer now: asked again. */
+class TryAgain extends Error {
+  override name = "TryAgain";
+}
+
+const get = (agent: http.Agent, url: URL, mostBytes: number) =>
+  new Promise<Uint8Array | undefined>((resolve, reject) => {
+    const signal = AbortSignal.timeout(fileLimitMs);
+    const headers = { accept: "*/*", "accept-encoding": "identity" };
+    const call = (url.protocol === "https:" ? https : http).get(url, { agent, signal, headers, timeout: idleLimitMs });
+    const fail = (error: Error) => {
+      reject(error);
+      call.destroy();
+    };
+    call.on("timeout", () => fail(new TryAgain(`no byte within ${idleLimitMs} ms`)));
+    call.on("error", (error) => {
+      const late = signal.aborted ? `not whole within ${fileLimitMs} ms` : undefined;
+      reject(new TryAgain(late ?? (codeOf(error) || error.message)));
+    });
+    call.on("response", (response) => {
+      const { statusCode = 0 } = response;
+      if (statusCode === 404 || statusCode === 410) {
+        response.resume();
+        return resolve(undefined);
+      }
+      if (statusCode >= 500 || statusCode === 429) return fail(new TryAgain(`answered ${statusCode}`));
+      const moved = statusCode >= 300 && statusCode < 400 ? ": no redirect is followed" : "";
+      if (statusCode !== 200) return fail(unreadable(`${url.href} answered ${statusCode}${moved}`));
+      const chunks: Buffer[] = [];
+      let length = 0;
+      response.on("data", (chunk: Buffer) => {
+        length += chunk.length;
+        chunks.push(chunk);
+        if (length > mostBytes) fail(longer(mostBytes));
+      });
+      response.on("error", (error) => reject(new TryAgain(codeOf(error) || error.message)));
+      response.on("end", () => resolve(Buffer.concat(chunks, length)));
+    });
+  });
+
+const loopback = /^(localhost|127(\.\d{1,3}){3}|\[::1\])$/;
+
+const parseLogUrl = (text: string): URL => {
+  const url = URL.parse(text.endsWith("/") ? text : `${text}/`);
+  if (!url || url.username || url.password || url.search || url.hash)
+    throw new CommandFailed(exitCode.usage, "a log's URL is https://HOST/PATH/, without user, query or fragment");
+  if (url.protocol === "http:" && !loopback.test(url.hostname))
+    throw new CommandFailed(
+      exitCode.usage,
+      "http is for this machine only: anybody in between could answer; use https",
+    );
+  return url;
+};
+
+/** A log behind a URL: https, or http on loopback. */
+export const openLogUrl = (text: string): LogSource => {
+  const base = parseLogUrl(text);
+  const { Agent } = base.protocol === "https:" ? https : http;
+  const agent = new Agent({ keepAlive: true, maxSockets: connections });
+  return {
+    ahead: connections,
+    close: () => agent.destroy(),
+    async read(path, mostBytes) {
+      const url = new URL(path, base);
+      for (let attempt = 1; ; attempt += 1) {
+        try {
+          return await get(agent, url, mostBytes);
+        } catch (error) {
+          if (!(error instanceof TryAgain)) throw error;
+          if (attempt === attempts) throw unreadable(`${url.href} cannot be read: ${error.message}`);
+          await sleep(attempt * pauseMs);
+        }
+      }
+    },
+  };
+};
