@@ -32,6 +32,21 @@ export class BusRefused extends Error {
   override name = "BusRefused";
 }
 
+/** A record that a subscription was to read next is not there any more, or never was: going on would skip it. */
+export class OffsetGone extends Error {
+  override name = "OffsetGone";
+  readonly topic: string;
+  readonly partition: number;
+  readonly offset: number;
+  constructor(place: { readonly topic: string; readonly partition: number; readonly offset: number }, why = "") {
+    const { topic, partition, offset } = place;
+    super(`${topic}/${partition} has no offset ${offset}${why}`);
+    this.topic = topic;
+    this.partition = partition;
+    this.offset = offset;
+  }
+}
+
 export interface Producer {
   /**
    * Appends records to the producer's topic, in order within a partition; resolves with their offsets, in the order given, once they are
@@ -57,7 +72,7 @@ export interface SubscribeOptions {
 }
 
 export interface Subscription {
-  /** Rejects when the subscription has failed for good: `onRecords` rejected, an offset is no longer there, or no fetch succeeded for too long (a stall): the owner exits or starts anew. Never resolves before `close`. */
+  /** Rejects when the subscription has failed for good: `onRecords` rejected, an offset is no longer there (OffsetGone), or no fetch succeeded for too long (a stall): the owner exits or starts anew. Never resolves before `close`. */
   readonly failed: Promise<never>;
   /** Ends after the running `onRecords`. */
   close(): Promise<void>;
@@ -69,11 +84,23 @@ export interface ProducerOptions {
   readonly name: string;
 }
 
+/** A topic as it is now. */
+export interface TopicState {
+  /** First offset that is there, or will be, per partition. */
+  readonly starts: readonly number[];
+  /** Offset after the last record, per partition. */
+  readonly ends: readonly number[];
+  /** Those of `evidenceSettings` (`topics.ts`), in Kafka's words: what the bus does, whoever set it. Empty where they may not be read. */
+  readonly settings: Readonly<Record<string, string>>;
+}
+
 export interface Bus {
   openProducer(options: ProducerOptions): Promise<Producer>;
   subscribe(options: SubscribeOptions): Promise<Subscription>;
   /** Offset after the last record, per partition. Rejects with BusUnavailable within 5 s when it cannot be asked. */
   ends(topic: string): Promise<number[]>;
+  /** Rejects as `ends` does, and with BusRefused where there is no such topic. */
+  describe(topic: string): Promise<TopicState>;
   /** For health; rejects with BusUnavailable. */
   ping(): Promise<void>;
   close(): Promise<void>;

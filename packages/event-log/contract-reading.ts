@@ -1,5 +1,5 @@
 import { expect, it, vi } from "vitest";
-import { BusUnavailable, type InRecord } from "./bus.ts";
+import { BusRefused, BusUnavailable, type InRecord } from "./bus.ts";
 import {
   assertChained,
   assertDense,
@@ -10,6 +10,7 @@ import {
   record,
   textOf,
 } from "./contract-fixture.ts";
+import { evidenceSettings } from "./topics.ts";
 
 export const readingContract = (f: Fixture) => {
   it("gives each of two subscribers everything, what is there already and what comes", async () => {
@@ -62,8 +63,26 @@ export const readingContract = (f: Fixture) => {
   it("fails when the position asked for is past the end: the topic has lost what the reader once had", async () => {
     await (await f.producer(f.one)).send([record("x")]);
     const { subscription } = await f.collect([f.one], { start: () => 2 });
-    await expect(subscription.failed).rejects.toThrow();
+    await expect(subscription.failed).rejects.toMatchObject({
+      name: "OffsetGone",
+      topic: f.one,
+      partition: 0,
+      offset: 2,
+    });
     await subscription.close();
+  });
+
+  it("describes a topic: where each partition begins and ends, and each setting that evidence rests on", async () => {
+    const producer = await f.producer(f.many);
+    await producer.send(numbers(5).map((i) => record(`v${i}`, { partition: i % 2 })));
+    const { starts, ends, settings } = await f.bus.describe(f.many);
+    expect([starts, ends]).toEqual([
+      [0, 0, 0],
+      [3, 2, 0],
+    ]);
+    expect(Object.keys(settings).sort()).toEqual(Object.keys(evidenceSettings(1)).sort());
+    expect(settings).toMatchObject({ "cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime" });
+    await expect(f.bus.describe(`${f.one}-absent`)).rejects.toBeInstanceOf(BusRefused);
   });
 
   it("reads two topics in one subscription", async () => {

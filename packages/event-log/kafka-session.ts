@@ -5,7 +5,7 @@
 import type { Random } from "@curfew/runtime/random.ts";
 import type kafkajs from "kafkajs";
 import type { Batch, EachBatchPayload, KafkaMessage } from "kafkajs";
-import type { InRecord } from "./bus.ts";
+import { type InRecord, OffsetGone } from "./bus.ts";
 import { type KafkaClientSettings, openKafkaClient, within } from "./kafka-client.ts";
 
 export const maxRecords = 1000;
@@ -20,11 +20,6 @@ const disconnectMs = 2000;
 const stallMs = 10_000;
 const watchEveryMs = 1000;
 const lagEveryMs = 5000;
-
-/** The next record of a partition is not there any more, or never was: going on would skip. */
-export class OffsetGone extends Error {
-  override name = "OffsetGone";
-}
 
 export interface SessionSettings extends KafkaClientSettings {
   /** Topics as the broker names them. */
@@ -233,8 +228,7 @@ class ConsumerSession implements Session {
   }
 
   #gone({ topic, partition }: Lane): OffsetGone {
-    const position = this.#position(topic, partition);
-    return new OffsetGone(`offset ${position} of partition ${partition} of ${topic} is not there`);
+    return new OffsetGone({ topic, partition, offset: this.#position(topic, partition) ?? 0 });
   }
 }
 

@@ -1,6 +1,6 @@
-import type { InRecord, SubscribeOptions, Subscription } from "./bus.ts";
+import { type InRecord, OffsetGone, type SubscribeOptions, type Subscription } from "./bus.ts";
 import type { KafkaClientSettings } from "./kafka-client.ts";
-import { OffsetGone, openSession, type Session, type SessionSettings } from "./kafka-session.ts";
+import { openSession, type Session, type SessionSettings } from "./kafka-session.ts";
 
 const firstBackoffMs = 100;
 const maxBackoffMs = 1000;
@@ -66,7 +66,10 @@ export class KafkaSubscription implements Subscription {
       const reason = await session.ended;
       await this.#delivering;
       await session.close();
-      if (reason instanceof OffsetGone) this.#fail(reason);
+      if (reason instanceof OffsetGone) {
+        const { partition, offset } = reason;
+        this.#fail(new OffsetGone({ topic: reason.topic.slice(topicPrefix.length), partition, offset }));
+      }
       if (this.#over.signal.aborted) return;
       log?.warn({ subscription: name, reason: reason.message }, "reading begins again with a new consumer");
       backoffMs = delivered ? firstBackoffMs : Math.min(2 * backoffMs, maxBackoffMs);

@@ -4,7 +4,7 @@
  */
 import type { Collection } from "@curfew/document-store/port.ts";
 import { type Random, systemRandom } from "@curfew/runtime/random.ts";
-import type { Admin } from "kafkajs";
+import kafkajs, { type Admin } from "kafkajs";
 import {
   type Bus,
   BusRefused,
@@ -13,13 +13,14 @@ import {
   type ProducerOptions,
   type SubscribeOptions,
   type Subscription,
+  type TopicState,
 } from "./bus.ts";
 import { openChainedProducer } from "./chained-producer.ts";
 import type { EpochRow } from "./epochs.ts";
 import { brokerErrorOf, type KafkaClient, type KafkaClientSettings, openKafkaClient, within } from "./kafka-client.ts";
 import { KafkaSubscription } from "./kafka-subscription.ts";
 import { openKafkaTransport } from "./kafka-transport.ts";
-import { topics } from "./topics.ts";
+import { evidenceSettings, topics } from "./topics.ts";
 
 export type { KafkaTls } from "./kafka-client.ts";
 
@@ -104,6 +105,29 @@ class KafkaBus implements Bus {
       this.#ends.delete(topic);
       throw error;
     }
+  }
+
+  async describe(topic: string): Promise<TopicState> {
+    this.#assertOpen();
+    const name = this.#prefix + topic;
+    const question = async (admin: Admin) => {
+      const offsets = await admin.fetchTopicOffsets(name);
+      const resource = { type: kafkajs.ConfigResourceTypes.TOPIC, name, configNames: Object.keys(evidenceSettings(1)) };
+      const described = await admin
+        .describeConfigs({ includeSynonyms: false, resources: [resource] })
+        .catch((error: unknown) => {
+          if (brokerErrorOf(error)?.endsWith("AUTHORIZATION_FAILED")) return undefined;
+          throw error;
+        });
+      const entries = described?.resources[0]?.configEntries ?? [];
+      const inOrder = offsets.toSorted((a, b) => a.partition - b.partition);
+      return {
+        starts: inOrder.map(({ low }) => Number(low)),
+        ends: inOrder.map(({ high }) => Number(high)),
+        settings: Object.fromEntries(entries.map(({ configName, configValue }) => [configName, configValue])),
+      };
+    };
+    return await this.#ask(question, topic);
   }
 
   async ping(): Promise<void> {

@@ -119,6 +119,7 @@ const inSmallBatches = (size: number) => {
     ...{
       openProducer: (o) => bus.openProducer(o),
       ends: (t) => bus.ends(t),
+      describe: (t) => bus.describe(t),
       ping: () => bus.ping(),
       close: async () => {},
     },

@@ -1,7 +1,7 @@
 import { StoreUnavailable } from "@curfew/document-store/port.ts";
 import type { SqlResult, Statement } from "@curfew/document-store/sqlite-job.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
-import type { InRecord, SubscribeOptions, Subscription } from "./bus.ts";
+import { type InRecord, OffsetGone, type SubscribeOptions, type Subscription } from "./bus.ts";
 import { recordsOf, segmentsFrom } from "./sqlite-segments.ts";
 
 const most = { records: 1000, bytes: 4 * 2 ** 20 };
@@ -63,7 +63,7 @@ export class SqliteSubscription implements Subscription {
     for (const { topic, partition, position } of this.#lanes) {
       const end = this.#feed.end(topic, partition);
       if (Number.isSafeInteger(position) && position >= 0 && position <= end) continue;
-      throw new RangeError(`${topic}/${partition} has no offset ${position}: it ends at ${end}`);
+      throw new OffsetGone({ topic, partition, offset: position }, `: it ends at ${end}`);
     }
     while (!this.#closing.signal.aborted) {
       // Renewed before looking: a commit that comes while we look is not missed.
@@ -95,7 +95,7 @@ export class SqliteSubscription implements Subscription {
         const { rows } = await this.#feed.query(...segmentsFrom(topic, partition, position, most));
         const records = recordsOf(topic, partition, position, rows);
         if (records.length === 0 || records.some((record, i) => record.offset !== position + i))
-          throw new RangeError(`${topic}/${partition} has no offset ${position}`);
+          throw new OffsetGone({ topic, partition, offset: position });
         return records;
       } catch (error) {
         if (!(error instanceof StoreUnavailable)) throw error;

@@ -18,12 +18,14 @@ import {
   type Producer,
   type ProducerOptions,
   type SubscribeOptions,
+  type TopicState,
 } from "./bus.ts";
 import type { ChainedRecord } from "./chain.ts";
 import { NothingSent, openChainedProducer } from "./chained-producer.ts";
 import type { EpochRow } from "./epochs.ts";
 import { segmentOf, segmentTables, sharedColumn } from "./sqlite-segments.ts";
 import { type Feed, SqliteSubscription } from "./sqlite-subscription.ts";
+import { evidenceSettings } from "./topics.ts";
 
 export interface SqliteBusSettings {
   readonly epochs: Collection<EpochRow>;
@@ -158,6 +160,24 @@ class OpenSqliteBus implements SqliteBus, Feed {
       this.#writer.run("SELECT next_offset FROM partitions WHERE topic = ? ORDER BY partition", topic),
     );
     return rows.map(([end]) => Number(end));
+  }
+
+  /** Nothing here deletes, and there are no settings: what it guarantees is what it answers. A file that was cut shows in its offsets. */
+  async describe(topic: string): Promise<TopicState> {
+    this.#lanesOf(topic);
+    const { rows } = await this.#ask(
+      this.#writer.run(
+        `SELECT coalesce((SELECT min(base) FROM segments WHERE segments.topic = partitions.topic
+           AND segments.partition = partitions.partition), next_offset), next_offset
+         FROM partitions WHERE topic = ? ORDER BY partition`,
+        topic,
+      ),
+    );
+    return {
+      starts: rows.map(([start]) => Number(start)),
+      ends: rows.map(([, end]) => Number(end)),
+      settings: evidenceSettings(1),
+    };
   }
 
   async ping(): Promise<void> {

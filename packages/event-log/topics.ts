@@ -30,6 +30,12 @@ export const topics: readonly Topic[] = [
 /** The same on SQLite, where one process reads and writes: more than one partition would only spread each commit over more pages. */
 export const embeddedTopics: Readonly<Record<string, number>> = Object.fromEntries(topics.map(({ name }) => [name, 1]));
 
+/** What evidence rests on, and what `Bus.describe` answers: the settings with which topics are made. `minInsync`: as TopicOptions has it. */
+export const evidenceSettings = (minInsync: number): Readonly<Record<string, string>> => ({
+  ...config,
+  "min.insync.replicas": String(minInsync),
+});
+
 export interface TopicOptions {
   /** Copies of each partition; 3 in production. */
   replicationFactor: number;
@@ -93,7 +99,7 @@ const wanted = ({ prefix = "", replicationFactor, minInsync }: TopicOptions): To
   return topics.map((t) => ({
     ...t,
     name: prefix + t.name,
-    config: { ...t.config, "min.insync.replicas": String(minInsync) },
+    config: { ...t.config, ...evidenceSettings(minInsync) },
   }));
 };
 

@@ -1,15 +1,19 @@
 import type { Collection } from "@curfew/document-store/port.ts";
 import {
   type Bus,
+  BusRefused,
   BusUnavailable,
   type InRecord,
+  OffsetGone,
   type Producer,
   type SubscribeOptions,
   type Subscription,
+  type TopicState,
 } from "@curfew/event-log/bus.ts";
 import type { ChainedRecord } from "@curfew/event-log/chain.ts";
 import { NothingSent, openChainedProducer, type ProducerTransport } from "@curfew/event-log/chained-producer.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { evidenceSettings } from "@curfew/event-log/topics.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { type Fault, never } from "./faulty-store.ts";
 
@@ -55,7 +59,7 @@ export const memoryBus = (parts: {
 
   const partitionsOf = (topic: string): InRecord[][] => {
     const partitions = topics.get(topic);
-    if (!partitions) throw new TypeError(`no topic ${topic}`);
+    if (!partitions) throw new BusRefused(`no topic ${topic}`);
     return partitions;
   };
   const assertOpen = async () => {
@@ -122,6 +126,7 @@ export const memoryBus = (parts: {
         await assertOpen();
         return partitionsOf(topic).map((records) => records.length);
       },
+      describe: (topic) => assertOpen().then(() => stateOf(partitionsOf(topic))),
       ping: assertOpen,
       async close() {
         closed = true;
@@ -131,6 +136,11 @@ export const memoryBus = (parts: {
   };
 
   return { ...seenBy(() => undefined), seenBy, records: (topic) => partitionsOf(topic).flat() };
+};
+
+const stateOf = (partitions: readonly InRecord[][]): TopicState => {
+  const ends = partitions.map((records) => records.length);
+  return { starts: ends.map(() => 0), ends, settings: evidenceSettings(1) };
 };
 
 interface Counts {
@@ -162,7 +172,7 @@ const follow = (
   const readOne = async ({ topic, partition }: (typeof reading)[number]) => {
     let next = start(topic, partition);
     const end = recordsOf(topic, partition).length;
-    if (next > end) throw new Error(`${topic}/${partition} ends at ${end}, before ${next}: it has lost records`);
+    if (next > end) throw new OffsetGone({ topic, partition, offset: next }, `: it ends at ${end}`);
     while (!closed) {
       const woken = wake.promise;
       const batch = recordsOf(topic, partition).slice(next, next + maxBatch);

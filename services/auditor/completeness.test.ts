@@ -35,6 +35,10 @@ const openForgedWorld = async (before?: { epochs: Collection<EpochRow>; store: D
       const ends = await own.ends(topic);
       return topic === topicNames.evidence ? ends : ends.map(() => Number.MAX_SAFE_INTEGER);
     },
+    describe: async (topic) => {
+      const state = await own.describe(topic);
+      return { ...state, ends: await bus.ends(topic) };
+    },
     async subscribe(options) {
       let next = 0;
       let busy = Promise.resolve();

@@ -1,4 +1,4 @@
-import { address, ConfigError, optional, string } from "@curfew/runtime/config.ts";
+import { address, ConfigError, integer, optional, string } from "@curfew/runtime/config.ts";
 
 /** Settings beyond those that every service has (`packages/rpc/process.ts`). */
 export const auditorSpec = {
@@ -6,6 +6,13 @@ export const auditorSpec = {
     string({
       about: "name of the ledger, in every checkpoint, and of its signing key; default: <trust domain>/ledger",
       pattern: /^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/,
+    }),
+  ),
+  minInsync: optional(
+    integer({
+      about: "min.insync.replicas that every topic must have: another value is reported as drift; default: any",
+      min: 1,
+      max: 100,
     }),
   ),
   ledgerListen: optional(

@@ -11,7 +11,7 @@ await runService({
   env: environment,
   open: async (
     parts,
-    { mongoUrl, mongoTls, producersDatabase, caFile, identityDir, ledgerOrigin, ledgerDir, ledgerListen },
+    { mongoUrl, mongoTls, producersDatabase, caFile, identityDir, ledgerOrigin, ledgerDir, ledgerListen, minInsync },
   ) => {
     checkLedger({ ledgerDir, ledgerListen });
     const producers = await openMongoStore({
@@ -27,6 +27,7 @@ await runService({
       ...(ledgerOrigin && { origin: ledgerOrigin }),
       ...(ledgerDir && { ledgerDir }),
       ...(ledgerListen && { ledgerListen }),
+      ...(minInsync !== undefined && { minInsync }),
     });
     const close = async () => {
       await service.close();

@@ -4,8 +4,9 @@ import type { Tenure } from "@curfew/event-log/lease.ts";
 import { aboutLeafBytes } from "@curfew/ledger/leaf.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
-import { LedgerBroken, type LedgerHead, makeBatch, maxBatchBytes, maxBatchRecords, nextOffset } from "./domain.ts";
+import { type LedgerHead, makeBatch, maxBatchBytes, maxBatchRecords, nextOffset } from "./domain.ts";
 import { Interrupted, type Ledger } from "./ledger.ts";
+import type { TopicWatch } from "./topic-watch.ts";
 
 /**
  * The sequencer: reads all topics from the positions of the last batch and stages batch after batch. The insert of a batch decides; a
@@ -89,33 +90,18 @@ const gather = async (intake: Intake, clock: Clock, signal: AbortSignal): Promis
   return !signal.aborted;
 };
 
-/**
- * A topic that ends before what was sealed of it has lost records, or is another of the same name: what it gets next would stand on offsets
- * that are taken, and never be sealed. A bus that cannot be asked is none that shrank.
- */
-const assertNotShrunk = async (bus: Bus, head: LedgerHead, log: Log): Promise<void> => {
-  for (const topic of Object.values(topicNames)) {
-    const ends = await bus.ends(topic).catch((error: Error) => {
-      if (error.name !== "BusUnavailable") throw error;
-      log.warn({ topic }, "the bus cannot be asked yet where the topic ends");
-      return [];
-    });
-    for (const [partition, end] of ends.entries()) {
-      const sealed = nextOffset(head.positions, topic, partition);
-      if (end < sealed)
-        throw new LedgerBroken(
-          `${topic}/${partition} ends at ${end}, and records below ${sealed} are sealed: it was truncated or recreated`,
-        );
-    }
-  }
-};
-
 /** What `openLease` runs. Returns when told to stop; throws what ends the tenure. */
 export const sealUntil = async (
-  parts: { readonly ledger: Ledger; readonly bus: Bus; readonly clock: Clock; readonly log: Log },
+  parts: {
+    readonly ledger: Ledger;
+    readonly bus: Bus;
+    readonly topics: Pick<TopicWatch, "sound" | "lost">;
+    readonly clock: Clock;
+    readonly log: Log;
+  },
   { fence, signal }: Tenure,
 ): Promise<void> => {
-  const { ledger, bus, clock, log } = parts;
+  const { ledger, bus, topics, clock, log } = parts;
 
   /** Until told to stop, or another sequencer was first. */
   const sealAfter = async (start: LedgerHead, intake: Intake, stopped: AbortSignal): Promise<void> => {
@@ -134,7 +120,8 @@ export const sealUntil = async (
   /** From the last batch on, with a subscription of its own. */
   const session = async (stop: AbortController): Promise<void> => {
     const head = await ledger.load(stop.signal);
-    await assertNotShrunk(bus, head, log);
+    await topics.sound(head.positions, stop.signal);
+    if (stop.signal.aborted) return;
     const intake = openIntake(head);
     stop.signal.addEventListener("abort", intake.close);
     const subscription = await bus.subscribe({
@@ -143,9 +130,10 @@ export const sealUntil = async (
       start: (topic, partition) => nextOffset(head.positions, topic, partition),
       onRecords: intake.accept,
     });
+    const lost = topics.lost();
     const sealing = sealAfter(head, intake, stop.signal);
     try {
-      await Promise.race([sealing, subscription.failed]);
+      await Promise.race([sealing, subscription.failed, lost]);
     } finally {
       stop.abort();
       await subscription.close();

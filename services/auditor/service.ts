@@ -3,6 +3,7 @@ import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { type Lease, openLease } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
+import { evidenceSettings } from "@curfew/event-log/topics.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { HealthState } from "@curfew/rpc/health.ts";
@@ -16,6 +17,7 @@ import {
 } from "@curfew/rpc/replica.ts";
 import type { AnyHandler, BoundService, CallContext } from "@curfew/rpc/service-definition.ts";
 import { type BatchDoc, LedgerBroken } from "./domain.ts";
+import { openDriftLog } from "./drift-log.ts";
 import { openFollower } from "./follower.ts";
 import { auditorService } from "./grpc.ts";
 import { Interrupted, openLedger, sealOf } from "./ledger.ts";
@@ -24,6 +26,7 @@ import { openGapReporter } from "./reactions.ts";
 import { sealUntil } from "./sealer.ts";
 import { publishTiles, type TileLogParts } from "./tile-log.ts";
 import { openTileServer } from "./tile-server.ts";
+import { openTopicWatch } from "./topic-watch.ts";
 
 const name = "auditor";
 const closeGraceMs = 1_000;
@@ -36,6 +39,8 @@ export type AuditorServiceParts = ServiceParts & {
   readonly origin?: string;
   /** Directory that is kept a c2sp.org/tlog-tiles log of the ledger; absent: none. */
   readonly ledgerDir?: string;
+  /** `min.insync.replicas` that every topic must have; absent: whatever it has. */
+  readonly minInsync?: number;
   /** Where that log is served over plain HTTP, read-only; absent: nowhere. Needs `ledgerDir`. */
   readonly ledgerListen?: { readonly host: string; readonly port: number };
 };
@@ -87,6 +92,12 @@ const together = async (signal: AbortSignal, works: readonly ((signal: AbortSign
   if (failures.length > 0) throw failures[0];
 };
 
+/** What the topics' settings must be. */
+const wantedSettings = (minInsync: number | undefined): Readonly<Record<string, string>> => {
+  const { "min.insync.replicas": replicas, ...others } = evidenceSettings(minInsync ?? 1);
+  return minInsync === undefined ? others : { ...others, "min.insync.replicas": replicas as string };
+};
+
 /** The ledger's files and their server, as far as they are wanted. */
 const openTiles = async (parts: AuditorServiceParts, of: Pick<TileLogParts, "batches" | "seal" | "latest">) => {
   const { ledgerDir, ledgerListen, clock, log } = parts;
@@ -101,9 +112,9 @@ const openTiles = async (parts: AuditorServiceParts, of: Pick<TileLogParts, "bat
   };
 };
 
-/** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */
-export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningService & { ledgerUrl?: string }> => {
-  const { store, bus, clock, log, instance } = parts;
+/** All that is not served: the ledger, what is derived from it, and what is recorded about it. */
+const openCore = async (parts: AuditorServiceParts) => {
+  const { store, bus, clock, log } = parts;
   const origin = parts.origin ?? `${parts.trustDomain}/ledger`;
   const key = parts.keyring.signingKey(origin);
   const waker = openWaker(name, parts);
@@ -113,7 +124,16 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   const follower = await openFollower({ models, seal: sealOf(origin, key).seal, clock, log });
   const projection = openProjection({ models, epochs: parts.epochs, report: openGapReporter(outbox, log) });
   const ledger = openLedger({ batches, models, projection, origin, key, clock, published: follower.published });
+  const drifts = openDriftLog(outbox, log);
+  const sealed = () => follower.latest()?.positions ?? [];
+  const topics = openTopicWatch({ bus, drifts, sealed, wanted: wantedSettings(parts.minInsync), clock, log });
+  return { waker, outbox, batches, models, follower, ledger, drifts, topics };
+};
 
+/** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */
+export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningService & { ledgerUrl?: string }> => {
+  const { bus, clock, log, instance } = parts;
+  const { waker, outbox, batches, models, follower, ledger, topics } = await openCore(parts);
   let lease: Lease | undefined;
   const failed = Promise.withResolvers<never>();
   failed.promise.catch(() => undefined); // whoever waits sees it; nobody has to
@@ -147,7 +167,8 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
       if (tenure.signal.aborted) return;
       try {
         await together(tenure.signal, [
-          (signal) => sealUntil({ ledger, bus, clock, log }, { ...tenure, signal }),
+          (signal) => sealUntil({ ledger, bus, topics, clock, log }, { ...tenure, signal }),
+          topics.run,
           ledger.verifyAll,
           tiles.publish,
         ]);

@@ -54,6 +54,7 @@ const untilClosed = (bus: Bus, closing: AbortSignal): Bus => {
     openProducer: (options) => bus.openProducer(options),
     subscribe: (options) => ask(() => bus.subscribe(options)),
     ends: (topic) => ask(() => bus.ends(topic)),
+    describe: (topic) => bus.describe(topic),
     ping: () => bus.ping(),
     close: () => bus.close(),
   };

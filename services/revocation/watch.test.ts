@@ -119,6 +119,7 @@ const gated = (bus: Bus) => {
         },
       }),
     ends: (topic) => bus.ends(topic),
+    describe: (topic) => bus.describe(topic),
     ping: () => bus.ping(),
     close: () => bus.close(),
   };
@@ -459,6 +460,7 @@ describe("marks", () => {
         reads += 1;
         return bus.ends(topic);
       },
+      describe: (topic) => bus.describe(topic),
       ping: () => bus.ping(),
       close: () => bus.close(),
     };

@@ -79,6 +79,10 @@ export const interruptibleBus = (bus: Bus) => {
       assertUp();
       return await bus.ends(topic);
     },
+    async describe(topic) {
+      assertUp();
+      return await bus.describe(topic);
+    },
     async ping() {
       assertUp();
       await bus.ping();

@@ -27,10 +27,12 @@ import {
   maxBatchRecords,
   replayBatch,
 } from "../domain.ts";
+import { openDriftLog } from "../drift-log.ts";
 import { openLedger, sealOf } from "../ledger.ts";
 import { entryId, openProjection, openReadModels, readNodes } from "../projections.ts";
 import { openGapReporter } from "../reactions.ts";
 import { sealUntil } from "../sealer.ts";
+import { openTopicWatch } from "../topic-watch.ts";
 
 export const clock = systemClock;
 export const quiet = openLog({ service: "test", level: "error", write: () => undefined });
@@ -139,12 +141,15 @@ export const startAuditor = async (world: World, store: DocumentStore = world.st
     published: () => undefined,
   });
   const stop = new AbortController();
-  const running = sealUntil({ ledger, bus, clock, log: quiet }, { fence: 1, signal: stop.signal });
+  const drifts = openDriftLog(outbox, quiet);
+  const topics = openTopicWatch({ bus, drifts, sealed: () => [], wanted: {}, clock, log: quiet });
+  const running = sealUntil({ ledger, bus, topics, clock, log: quiet }, { fence: 1, signal: stop.signal });
   running.catch(() => undefined);
   return {
     ledger,
     models,
     outbox,
+    drifts,
     /** Rejects when the sealer has ended with an error. */
     running,
     async close() {

@@ -211,6 +211,7 @@ export const openRig = async () => {
       };
     },
     ends: (topic) => inner.ends(topic),
+    describe: (topic) => inner.describe(topic),
     ping: () => inner.ping(),
     close: () => inner.close(),
   });

@@ -35,6 +35,7 @@ export const gateBus = (bus: Bus, topic: string) => {
       });
     },
     ends: (name) => (isOut ? Promise.reject(new BusUnavailable("out")) : bus.ends(name)),
+    describe: (name) => (isOut ? Promise.reject(new BusUnavailable("out")) : bus.describe(name)),
     ping: () => (isOut ? Promise.reject(new BusUnavailable("out")) : bus.ping()),
     close: () => bus.close(),
   };

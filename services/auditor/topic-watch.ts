@@ -1,0 +1,87 @@
+import { DriftCause } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
+import { type Bus, BusRefused, BusUnavailable, type TopicState } from "@curfew/event-log/bus.ts";
+import { topicNames } from "@curfew/event-log/event-types.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import type { Log } from "@curfew/runtime/log.ts";
+import type { NextOffset } from "./domain.ts";
+import { compareTopic, type Drift, stopsSealing } from "./drift.ts";
+import type { DriftLog } from "./drift-log.ts";
+
+/** Looks whether the topics are as evidence needs them (design: evidence, "Drift watch"), and lets nothing be sealed while one has lost what was. */
+export interface TopicWatch {
+  /**
+   * Compares the topics with what is sealed of them. Resolves once none is known to have lost any of it, or `signal` aborts. A bus that
+   * cannot be asked is none that lost something.
+   */
+  sound(sealed: readonly NextOffset[], signal: AbortSignal): Promise<void>;
+  /** Resolves when one is next found to have lost something. */
+  lost(): Promise<void>;
+  /** Compares every few seconds until `signal` aborts. */
+  run(signal: AbortSignal): Promise<void>;
+}
+
+const cycleMs = 5_000;
+/** What a comparison finds, and so can find to be over. */
+const ownCauses: ReadonlySet<DriftCause> = new Set([DriftCause.SETTING, DriftCause.SHRUNK]);
+
+export const openTopicWatch = (parts: {
+  readonly bus: Pick<Bus, "describe">;
+  readonly drifts: DriftLog;
+  /** Positions after the last record sealed. */
+  readonly sealed: () => readonly NextOffset[];
+  /** Settings that every topic must have. */
+  readonly wanted: Readonly<Record<string, string>>;
+  readonly clock: Clock;
+  readonly log: Pick<Log, "warn">;
+}): TopicWatch => {
+  const { bus, drifts, wanted, clock, log } = parts;
+
+  /** Undefined: it cannot be asked now. */
+  const ask = async (topic: string): Promise<{ state?: TopicState } | undefined> => {
+    try {
+      return { state: await bus.describe(topic) };
+    } catch (error) {
+      if (error instanceof BusRefused) return {};
+      if (!(error instanceof BusUnavailable)) throw error;
+      log.warn({ topic, err: error }, "the bus cannot be asked how a topic is");
+      return undefined;
+    }
+  };
+
+  /** Whether something may be sealed; not where the store, which keeps what is open, cannot be asked. */
+  const compare = async (sealed: readonly NextOffset[]): Promise<boolean> => {
+    try {
+      const now: Drift[] = [];
+      const asked = new Set<string>();
+      for (const topic of Object.values(topicNames)) {
+        const answer = await ask(topic);
+        if (!answer) continue;
+        asked.add(topic);
+        now.push(...compareTopic(topic, answer.state, wanted, sealed));
+      }
+      const isLooked = ({ cause, topic }: Drift) => ownCauses.has(cause) && asked.has(topic);
+      await drifts.settle(isLooked, now);
+      return !(await drifts.open()).some(stopsSealing);
+    } catch (error) {
+      if ((error as Error).name !== "StoreUnavailable") throw error;
+      log.warn({ err: error }, "what was found of the topics cannot be recorded now");
+      return false;
+    }
+  };
+
+  return {
+    async sound(sealed, signal) {
+      while (!signal.aborted) {
+        if (await compare(sealed)) return;
+        await clock.sleep(cycleMs, signal);
+      }
+    },
+    lost: drifts.lost,
+    async run(signal) {
+      while (!signal.aborted) {
+        await compare(parts.sealed());
+        await clock.sleep(cycleMs, signal);
+      }
+    },
+  };
+};
