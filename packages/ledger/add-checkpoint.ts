@@ -1,4 +1,4 @@
-import type { Checkpoint } from "./checkpoint.ts";
+import { type Checkpoint, parseAnyCheckpoint } from "./checkpoint.ts";
 import { decodeDecimal, NoteError } from "./note-error.ts";
 import { formatHashLines, parseHashLines, parseProofText } from "./proof-lines.ts";
 
@@ -16,23 +16,23 @@ export type AddCheckpoint = {
 };
 
 /**
- * Reads a request, stricter than the witnesses known to us: no proof with `old 0`, no sign, no leading zero. `claimed` is
- * what the checkpoint says of itself; neither signature nor proof is checked. Throws a `NoteError`: 400.
+ * Reads a request, stricter than the witnesses known to us: no sign, no leading zero, no more than 63 hashes, one text for
+ * each value. `claimed` is what the checkpoint, of any log, says of itself; whether it is signed, and whether the proof
+ * fits, is not looked at. Throws a `NoteError`: 400.
  */
 export const parseAddCheckpoint = (body: string | Uint8Array): AddCheckpoint & { readonly claimed: Checkpoint } => {
-  const { lines, checkpoint, claimed } = parseProofText(body, MAX_ADD_CHECKPOINT_BYTES);
+  const { lines, checkpoint, claimed } = parseProofText(body, MAX_ADD_CHECKPOINT_BYTES, parseAnyCheckpoint);
   const [, decimal = ""] = /^old (.*)$/.exec(lines[0] ?? "") ?? [];
   const old = decodeDecimal(decimal);
   if (old === undefined) throw new NoteError('line 1: "old" and a canonical decimal below 2^53');
-  const proof = parseHashLines(lines, 2);
-  if (old === 0 && proof.length > 0) throw new NoteError("line 2: there is no proof from size 0");
-  if (old > claimed.size) throw new NoteError("line 1: the old size is greater than that of the checkpoint");
-  return { old, proof, checkpoint, claimed };
+  return { old, proof: parseHashLines(lines, 2), checkpoint, claimed };
 };
 
-/** Writes a request that `parseAddCheckpoint` reads. Throws a `NoteError` for anything else. */
+/** Writes a request that `parseAddCheckpoint` reads and no witness refuses for its form. Throws a `NoteError` for anything else. */
 export const formatAddCheckpoint = ({ old, proof, checkpoint }: AddCheckpoint): string => {
   const body = `old ${old}\n${formatHashLines(proof)}\n${checkpoint}`;
-  parseAddCheckpoint(body);
+  const { claimed } = parseAddCheckpoint(body);
+  if (old === 0 && proof.length > 0) throw new NoteError("there is no proof from size 0");
+  if (old > claimed.size) throw new NoteError("the old size is greater than that of the checkpoint");
   return body;
 };

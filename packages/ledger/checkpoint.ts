@@ -19,15 +19,25 @@ export const formatCheckpoint = (checkpoint: Checkpoint): string => {
   return `${checkpoint.origin}\n${checkpoint.size}\n${Buffer.from(checkpoint.root).toString("base64")}\n`;
 };
 
-/** Reads exactly what `formatCheckpoint` writes: canonical numbers and base64, no extension lines. Throws a `NoteError`. */
-export const parseCheckpoint = (text: string): Checkpoint => {
-  const [origin = "", decimal = "", encoded = "", end, ...more] = text.split("\n", 5);
-  if (end !== "" || more.length > 0) throw new NoteError("a checkpoint has three lines");
+/**
+ * Reads what c2sp.org/tlog-checkpoint allows any log to write: an origin that need not be a key name, and extension lines, which say
+ * nothing to us. Sizes from 2^53 are refused; that the empty tree has one root only is not looked at. Throws a `NoteError`.
+ */
+export const parseAnyCheckpoint = (text: string): Checkpoint & { readonly extensions: readonly string[] } => {
+  const [origin = "", decimal = "", encoded = "", ...extensions] = text.split("\n");
+  if (extensions.pop() !== "" || origin === "" || extensions.includes(""))
+    throw new NoteError("a checkpoint has three lines or more, none of them empty");
   const size = decodeDecimal(decimal);
   if (size === undefined) throw new NoteError("a checkpoint's size is a canonical decimal below 2^53");
   const root = decodeBase64(encoded);
-  if (root === undefined) throw new NoteError("a checkpoint's root is canonical base64");
-  const checkpoint = { origin, size, root };
+  if (!isHash(root)) throw new NoteError("a checkpoint's root is 32 bytes in canonical base64");
+  return { origin, size, root, extensions };
+};
+
+/** Reads exactly what `formatCheckpoint` writes: canonical numbers and base64, no extension lines. Throws a `NoteError`. */
+export const parseCheckpoint = (text: string): Checkpoint => {
+  const { extensions, ...checkpoint } = parseAnyCheckpoint(text);
+  if (extensions.length > 0) throw new NoteError("a checkpoint has three lines");
   check(checkpoint);
   return checkpoint;
 };

@@ -1,3 +1,4 @@
+import { parseCheckpoint } from "./checkpoint.ts";
 import { decodeBase64, decodeDecimal, NoteError } from "./note-error.ts";
 import { openByPolicy, type Policy, type PolicyVerdict } from "./policy.ts";
 import { verifyInclusion } from "./proof.ts";
@@ -25,7 +26,7 @@ const parseExtra = (line: string): Uint8Array => {
 
 /** Reads a c2sp.org/tlog-proof@v1 file; nothing in it is verified. Throws a `NoteError`. */
 export const parseProofFile = (file: string | Uint8Array): ProofFile => {
-  const { lines, checkpoint, claimed } = parseProofText(file, MAX_PROOF_FILE_BYTES);
+  const { lines, checkpoint, claimed } = parseProofText(file, MAX_PROOF_FILE_BYTES, parseCheckpoint);
   if (lines[0] !== HEADER) throw new NoteError(`line 1: the header is not ${HEADER}`);
   const extra = lines[1]?.startsWith("extra ") ? parseExtra(lines[1]) : undefined;
   const at = extra === undefined ? 2 : 3;

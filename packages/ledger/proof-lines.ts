@@ -1,4 +1,4 @@
-import { type Checkpoint, parseCheckpoint } from "./checkpoint.ts";
+import type { Checkpoint } from "./checkpoint.ts";
 import { isHash } from "./hash.ts";
 import { decodeUtf8, parseNote } from "./note.ts";
 import { decodeBase64, NoteError, within } from "./note-error.ts";
@@ -12,8 +12,12 @@ export type ProofText = {
   readonly claimed: Checkpoint;
 };
 
-/** Takes `text` apart at its first blank line. Throws a `NoteError` also for a checkpoint that is malformed. */
-export const parseProofText = (text: string | Uint8Array, maxBytes: number): ProofText => {
+/** Takes `text` apart at its first blank line; `read` takes the text of the checkpoint. Throws a `NoteError` also for one that is malformed. */
+export const parseProofText = (
+  text: string | Uint8Array,
+  maxBytes: number,
+  read: (text: string) => Checkpoint,
+): ProofText => {
   // As in `parseNote`: a string has no fewer bytes than units.
   if (text.length > maxBytes || Buffer.byteLength(text) > maxBytes) throw new NoteError(`over ${maxBytes} bytes`);
   const whole = decodeUtf8(text);
@@ -23,9 +27,7 @@ export const parseProofText = (text: string | Uint8Array, maxBytes: number): Pro
   const blank = whole.indexOf("\n\n");
   if (blank < 0) throw new NoteError("there is no blank line before the checkpoint");
   const checkpoint = whole.slice(blank + 2);
-  const claimed = within(`checkpoint from line ${lineOf(blank + 2)}`, () =>
-    parseCheckpoint(parseNote(checkpoint).text),
-  );
+  const claimed = within(`checkpoint from line ${lineOf(blank + 2)}`, () => read(parseNote(checkpoint).text));
   return { lines: whole.slice(0, blank).split("\n"), checkpoint, claimed };
 };
 

@@ -2,9 +2,12 @@ import type { Collection } from "@curfew/document-store/port.ts";
 import { CHECKPOINT_PATH, type LogFiles } from "@curfew/ledger/directory.ts";
 import { emptyRoot } from "@curfew/ledger/hash.ts";
 import { NoteError } from "@curfew/ledger/note-error.ts";
+import { verifiedNodes } from "@curfew/ledger/tile-nodes.ts";
 import { emptyEdge, growTiles, type RightEdge, readEdge } from "@curfew/ledger/tile-writer.ts";
+import { proveConsistency } from "@curfew/ledger/tree.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
+import { type CosignedRows, cosignedId } from "./cosigned.ts";
 import {
   type BatchDoc,
   batchId,
@@ -15,10 +18,12 @@ import {
   replayBatch,
   type Seal,
 } from "./domain.ts";
+import type { Witnesses } from "./witnesses.ts";
 
 /**
  * The ledger as a c2sp.org/tlog-tiles log, for any client of such logs. Tiles and bundles are derived from staged batches alone, and the
- * public checkpoint follows them: whoever writes writes the same bytes, and goes on after a kill wherever it was.
+ * public checkpoint follows them: whoever writes writes the same bytes, and goes on after a kill wherever it was. Where witnesses are to
+ * cosign, the checkpoint waits for them: the newest one is submitted, not each, and kept before it is published.
  */
 
 const pollMs = 100;
@@ -31,6 +36,8 @@ export interface TileLogParts {
   /** Number of the last batch whose rows are there; the store is asked for no later one. */
   readonly latest: () => number;
   readonly seal: Seal;
+  /** Who must cosign, and where what they have cosigned is kept; absent: nobody. */
+  readonly witnessed?: { readonly witnesses: Witnesses; readonly rows: Pick<CosignedRows, "get" | "insert"> };
   readonly clock: Clock;
   readonly log: Pick<Log, "warn">;
 }
@@ -39,8 +46,8 @@ export interface TileLogParts {
 interface Place {
   readonly head: LedgerHead;
   readonly edge: RightEdge;
-  /** Signed; absent at size 0. */
-  readonly checkpoint?: string;
+  /** As it was staged: signed by the log alone. */
+  readonly checkpoint: string;
 }
 
 /** What `read` answers; files that are not as they were written are a broken ledger. */
@@ -82,18 +89,47 @@ const batchOfSize = async (batches: TileLogParts["batches"], size: number) => {
   return doc && { doc, number: low };
 };
 
-/** Where the files are, compared with what was staged: the checkpoint that stands there, and the partial tiles that must lead to its root. */
+/**
+ * Where the files are, compared with what was staged: the checkpoint that stands there, and the partial tiles that must lead to its root.
+ * Lines after the log's signature are the witnesses'; they stay as they were kept, or as they stand where none were.
+ */
 const placeOf = async (parts: TileLogParts): Promise<Place> => {
-  const { files, batches, seal } = parts;
+  const { files, batches, seal, witnessed } = parts;
   const standing = await standingCheckpoint(parts);
-  if (!standing) await files.write([checkpointFile(seal.sign(0, emptyRoot()))]);
-  if (!standing || standing.size === 0) return { head: emptyHead, edge: emptyEdge };
+  const empty = { head: emptyHead, edge: emptyEdge, checkpoint: seal.sign(0, emptyRoot()) };
+  if (!standing && !witnessed) await files.write([checkpointFile(empty.checkpoint)]);
+  if (!standing) return empty;
   const { size, root, note } = standing;
-  const found = await batchOfSize(batches, size);
-  if (found?.doc.checkpoint !== note)
+  const found = size === 0 ? undefined : await batchOfSize(batches, size);
+  const staged = size === 0 ? empty.checkpoint : found?.doc.checkpoint;
+  if (staged === undefined || !note.startsWith(staged))
     throw new LedgerBroken(`the ledger's files have another checkpoint of size ${size} than was staged`);
+  const kept = await witnessed?.rows.get(cosignedId(size));
+  if (kept && kept.checkpoint !== note) await files.write([checkpointFile(kept.checkpoint)]);
+  if (!found) return empty;
   const edge = await asWritten(() => readEdge(size, root, files.read));
-  return { head: headOf(found.doc, found.number, seal), edge, checkpoint: note };
+  return { head: headOf(found.doc, found.number, seal), edge, checkpoint: found.doc.checkpoint };
+};
+
+/** The checkpoint of `place` with its cosignatures, the same ones for ever; undefined: not now. */
+const cosigned = async (
+  { files, witnessed }: TileLogParts,
+  { head, checkpoint }: Place,
+  signal: AbortSignal,
+): Promise<string | undefined> => {
+  if (!witnessed) return checkpoint;
+  const { witnesses, rows } = witnessed;
+  const { size } = head;
+  const _id = cosignedId(size);
+  const kept = await rows.get(_id);
+  if (kept) return kept.checkpoint;
+  if (!witnesses.due()) return undefined;
+  const nodes = verifiedNodes(size, head.frontier.root(), files.read);
+  const prove = (old: number) => proveConsistency(old, size, nodes);
+  const note = await asWritten(() => witnesses.cosign({ size, checkpoint, prove }, signal));
+  if (note === undefined) return undefined;
+  await rows.insert({ _id, size, checkpoint: note });
+  return (await rows.get(_id))?.checkpoint;
 };
 
 /**
@@ -120,10 +156,15 @@ export const publishTiles = async (parts: TileLogParts, signal: AbortSignal): Pr
    * Another writer of the same files may be ahead of this one, which was stopped for a while, say: then its checkpoint stays. Where this one
    * was stopped between look and write, the other puts it right again.
    */
-  const publish = async ({ head, checkpoint }: Place): Promise<void> => {
-    const standing = await standingCheckpoint(parts);
-    if (signal.aborted || checkpoint === undefined || (standing && standing.size >= head.size)) return;
-    await files.write([checkpointFile(checkpoint)]);
+  const publish = async (place: Place): Promise<void> => {
+    const isNews = async () => {
+      const standing = await standingCheckpoint(parts);
+      return !signal.aborted && (!standing || standing.size < place.head.size);
+    };
+    if (!(await isNews())) return;
+    const note = await cosigned(parts, place, signal);
+    // Looked at again: while witnesses were asked another writer may have come further.
+    if (note !== undefined && (await isNews())) await files.write([checkpointFile(note)]);
   };
 
   /** Past the next batch; undefined: there is none yet. */
