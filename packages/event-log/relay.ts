@@ -53,6 +53,10 @@ const maxQueued = 10_000;
 const maxRemembered = 50_000;
 const defaultWaitMs = 1_000;
 const publishNowMs = 10_000;
+/** Cleared at once: a slow database has its connections for other things between, and a tenure that ends waits for no more than these. */
+const flagsAtOnce = 32;
+/** After the end of a tenure flags are still cleared for so long: one that stays means a second publication. */
+const lateFlagsMs = 500;
 /** The reason why a wait ended: without one each makes an error with its stack. */
 const waited = "waited";
 /** How often the flag of a commit that another replica publishes is looked at. */
@@ -76,6 +80,8 @@ class CommitRelay implements Relay {
   readonly #waiting = new Map<string, Set<(offset: number) => void>>();
   #producer: Producer | undefined;
   #pump: Promise<void> | undefined;
+  /** On the monotonic clock: past it no flag is cleared. */
+  #flagsUntilMs = Number.POSITIVE_INFINITY;
 
   constructor(parts: RelayParts) {
     this.#parts = parts;
@@ -123,6 +129,12 @@ class CommitRelay implements Relay {
     const { clock, log, openProducer } = this.#parts;
     const producer = await openProducer();
     this.#producer = producer;
+    this.#flagsUntilMs = Number.POSITIVE_INFINITY;
+    const ending = () => {
+      this.#flagsUntilMs = clock.monotonicMs() + lateFlagsMs;
+    };
+    signal.addEventListener("abort", ending, { once: true });
+    if (signal.aborted) ending();
     try {
       while (!signal.aborted) {
         const full = await this.#scanOnce().catch((error) => {
@@ -233,11 +245,14 @@ class CommitRelay implements Relay {
   }
 
   async #clearFlags(batch: readonly CommitDoc[]): Promise<void> {
-    if (batch.length === 0) return;
+    const { clock, log, streams } = this.#parts;
     const ids = batch.map(({ _id }) => _id);
-    await this.#parts.streams.commits.unsetMany(ids, "unpublished").catch((err) => {
-      this.#parts.log.warn({ err, commits: ids.length }, "published commits keep their flag until the next scan");
-    });
+    for (let at = 0; at < ids.length && clock.monotonicMs() < this.#flagsUntilMs; at += flagsAtOnce)
+      try {
+        await streams.commits.unsetMany(ids.slice(at, at + flagsAtOnce), "unpublished");
+      } catch (err) {
+        return log.warn({ err, commits: ids.length - at }, "published commits keep their flag until the next scan");
+      }
   }
 
   #remember(id: string, offset: number): void {

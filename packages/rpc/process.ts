@@ -287,7 +287,7 @@ export const runService = async <const S extends Spec>(program: ServiceProgram<S
     const parts = await openParts(name, config, log, steps);
     if (config.restore) await restore(name, parts);
     const service = await program.open(parts, config);
-    steps.push({ name, close: () => service.close() });
+    steps.push({ name, close: (at) => service.close(at) });
     void service.ready.then(() => process.stdout.write(`ready ${name} ${config.listen.host}:${service.port}\n`));
     await Promise.race([service.ready, service.failed]);
     await service.failed;

@@ -45,7 +45,8 @@ export interface RunningService {
   readonly ready: Promise<void>;
   /** Rejects when it cannot go on: the process should end and be started anew. */
   readonly failed: Promise<never>;
-  close(): Promise<void>;
+  /** Tells `at` which part is being closed. */
+  close(at?: (part: string) => void): Promise<void>;
 }
 
 /** host:port under which fellow replicas reach this one, once its port is bound. */

@@ -74,11 +74,11 @@ test("a signal closes in reverse order, a second one changes nothing, and the ex
 });
 
 test("a step that never ends is bounded and named, exit code 1", async () => {
-  const p = start(serve(`{ name: "stuck", close: () => new Promise(() => {}) }`, 50));
+  const p = start(serve(`{ name: "stuck", close: (at) => { at("feeds"); return new Promise(() => {}); } }`, 50));
   await p.says("ready");
   p.child.kill("SIGTERM");
   expect(await p.exited).toEqual([1, null]);
-  expect(p.out.err).toContain('"step":"stuck"');
+  expect(p.out.err).toContain('"step":"stuck: feeds"');
 });
 
 test("a step that fails does not keep the others from closing, exit code 1", async () => {

@@ -3,7 +3,8 @@ import type { Log } from "./log.ts";
 /** Something to close. Steps run in reverse order of the list: what was opened last closes first. */
 export interface ShutdownStep {
   readonly name: string;
-  close(): Promise<void> | void;
+  /** May tell `at` what of it is being closed, for the log. */
+  close(at: (part: string) => void): Promise<void> | void;
 }
 
 /**
@@ -31,7 +32,9 @@ export const onShutdown = (
     for (const step of steps.toReversed()) {
       current = step.name;
       try {
-        await step.close();
+        await step.close((part) => {
+          current = `${step.name}: ${part}`;
+        });
       } catch (err) {
         failed = true;
         log.error({ err, step: step.name }, "closing failed");

@@ -180,13 +180,17 @@ export const openBreachNotifier = async (parts: BreachParts): Promise<RunningSer
   ready.catch(fail);
   outbox.failed.catch(fail);
 
-  const close = async () => {
+  const close = async (at: (part: string) => void) => {
     closing.abort();
     health?.close();
+    at("server");
     await server.close(stopGraceMs);
+    at("reactions");
     await reactions.close();
+    at("feeds");
     for (const opening of openings)
       await opening.then((feed) => feed.close()).catch((err: unknown) => log.debug({ err }, "a feed was not open"));
+    at("outbox");
     await outbox.close();
     waker.close();
   };
@@ -195,8 +199,8 @@ export const openBreachNotifier = async (parts: BreachParts): Promise<RunningSer
     port: server.port,
     ready,
     failed: failed.promise,
-    close() {
-      closed ??= close();
+    close(at = () => undefined) {
+      closed ??= close(at);
       return closed;
     },
   };

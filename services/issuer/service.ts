@@ -143,12 +143,16 @@ export const openIssuer = async (parts: IssuerParts): Promise<RunningService> =>
     port: server.port,
     ready,
     failed,
-    async close() {
+    async close(at = () => undefined) {
       closing = true;
       health?.close();
+      at("server");
       await server.close(stopGraceMs);
+      at("reactions");
       await reactions?.close();
+      at("feeds");
       await feeds.close();
+      at("outbox");
       await outbox.close();
       core.waker.close();
     },

@@ -157,13 +157,18 @@ export const openRevocation = async (parts: ServiceParts, options: RevocationOpt
   const ready = start();
   ready.catch(() => undefined); // whoever runs the service looks at it
 
-  const close = async () => {
+  const close = async (at: (part: string) => void) => {
     health?.close();
+    at("server");
     await server.close(graceMs);
+    at("watching");
     await watching.freshness.close();
     await watching.acknowledger.close();
+    at("reactions");
     await reactions?.close();
+    at("feed");
     await log.close();
+    at("outbox");
     await outbox.close();
     waker.close();
   };
@@ -171,8 +176,8 @@ export const openRevocation = async (parts: ServiceParts, options: RevocationOpt
     port: server.port,
     ready,
     failed: log.failed,
-    close() {
-      closed ??= close();
+    close(at = () => undefined) {
+      closed ??= close(at);
       return closed;
     },
   };
