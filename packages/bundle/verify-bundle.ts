@@ -1,0 +1,185 @@
+import { hash } from "node:crypto";
+import { fromBinary } from "@bufbuild/protobuf";
+import { NotificationDraftedSchema } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
+import { eventTypeNamed } from "@curfew/event-log/event-types.ts";
+import { parseAddCheckpoint } from "@curfew/ledger/add-checkpoint.ts";
+import type { OpenedCheckpoint } from "@curfew/ledger/checkpoint.ts";
+import { leafHash, MAX_ENTRY_BYTES } from "@curfew/ledger/hash.ts";
+import { decodeLeaf, NoLeaf, type SealedRecord } from "@curfew/ledger/leaf.ts";
+import { NoteError } from "@curfew/ledger/note-error.ts";
+import { openByPolicy, type Policy, type PolicyVerdict } from "@curfew/ledger/policy.ts";
+import { verifyConsistency, verifyInclusion } from "@curfew/ledger/proof.ts";
+import { MAX_PROOF_FILE_BYTES, parseProofFile } from "@curfew/ledger/proof-file.ts";
+import { BundleBroken } from "./broken.ts";
+import { type ByteSource, readAhead } from "./byte-source.ts";
+import { headerOf } from "./decoded.ts";
+import { draftName, entryName, file, indexedFile, proofName, requiredFiles } from "./layout.ts";
+import { isWholeRange, type Manifest, openManifestNote, parseManifest } from "./manifest.ts";
+import { readZip, type StoredFile } from "./read-zip.ts";
+import { openReport, type Report } from "./report.ts";
+
+/** A bundle whose every byte is accounted for. */
+export interface IntactBundle {
+  readonly manifest: Manifest;
+  readonly checkpoint: PolicyVerdict;
+  readonly first: OpenedCheckpoint;
+  readonly drafts: number;
+  /** What its entries say about their completeness, and the leaves of the range that are not there. */
+  readonly report: Report;
+}
+
+const maxManifestBytes = 16 * 2 ** 20;
+const maxNoteBytes = 65_536;
+
+/** Files of the archive by name, each read again only if it still is what was read before. */
+const openFiles = (source: ByteSource, stored: readonly StoredFile[]) => {
+  const byName = new Map(stored.map((each) => [each.name, each]));
+  const ahead = readAhead(source);
+  return async (name: string, maxBytes: number): Promise<Uint8Array> => {
+    const found = byName.get(name);
+    if (!found) throw new BundleBroken(name, "it is missing");
+    if (found.size > maxBytes) throw new BundleBroken(name, `over ${maxBytes} bytes`);
+    const bytes = Uint8Array.from(await ahead.read(found.at, found.size));
+    if (hash("sha256", bytes, "hex") !== found.sha256) throw new BundleBroken(name, "it changed while it was read");
+    return bytes;
+  };
+};
+type ReadFile = ReturnType<typeof openFiles>;
+
+/** What `read` answers; an error of the formats inside becomes one of that file. */
+const inFile = <T>(name: string, read: () => T): T => {
+  try {
+    return read();
+  } catch (error) {
+    if (!(error instanceof NoteError) && !(error instanceof NoLeaf)) throw error;
+    throw new BundleBroken(name, error.message, { cause: error });
+  }
+};
+
+const openManifest = async (read: ReadFile, stored: readonly StoredFile[], policy: Policy): Promise<Manifest> => {
+  const bytes = await read(file.manifest, maxManifestBytes);
+  const digest = hash("sha256", bytes, "buffer");
+  const keys = policy.logs.map(({ key }) => key);
+  const key = openManifestNote(await read(file.note, maxNoteBytes), digest, keys);
+  const manifest = parseManifest(bytes);
+  if (manifest.origin !== key.name) throw new BundleBroken(file.manifest, "it is of another log");
+  const covered = stored.filter(({ name }) => name !== file.manifest && name !== file.note);
+  for (const [i, { name, size, sha256 }] of covered.entries()) {
+    const listed = manifest.files[i];
+    if (listed?.name !== name)
+      throw new BundleBroken(name, `${file.manifest} has ${listed?.name ?? "no file"} in its place`);
+    if (listed.bytes !== size || listed.sha256 !== sha256)
+      throw new BundleBroken(name, `not the file that ${file.manifest} lists`);
+  }
+  const absent = manifest.files[covered.length];
+  if (absent) throw new BundleBroken(absent.name, "it is missing");
+  return manifest;
+};
+
+const openCheckpoint = async (read: ReadFile, name: string, policy: Policy): Promise<PolicyVerdict> => {
+  const bytes = await read(name, maxNoteBytes);
+  return inFile(name, () => openByPolicy(bytes, policy));
+};
+
+/** The first checkpoint; the tree of the last one begins with its tree. */
+const openFirst = async (read: ReadFile, last: OpenedCheckpoint, policy: Policy): Promise<OpenedCheckpoint> => {
+  const { opened } = await openCheckpoint(read, file.firstCheckpoint, policy);
+  const body = await read(file.consistency, maxNoteBytes);
+  const { old, proof } = inFile(file.consistency, () => parseAddCheckpoint(body));
+  if (old !== opened.size || !verifyConsistency(old, last.size, proof, opened.root, last.root))
+    throw new BundleBroken(
+      file.consistency,
+      `the tree of ${file.checkpoint} does not begin with that of ${file.firstCheckpoint}`,
+    );
+  return opened;
+};
+
+/** The record in a leaf that the checkpoint's tree has at that index. */
+const openEntry = async (
+  read: ReadFile,
+  index: number,
+  last: OpenedCheckpoint,
+  text: string,
+): Promise<SealedRecord> => {
+  const leaf = await read(entryName(index), MAX_ENTRY_BYTES);
+  const name = proofName(index);
+  const bytes = await read(name, MAX_PROOF_FILE_BYTES);
+  const stated = inFile(name, () => parseProofFile(bytes));
+  if (stated.index !== index || stated.extra) throw new BundleBroken(name, "it is not about this leaf alone");
+  if (stated.checkpoint !== text) throw new BundleBroken(name, `its checkpoint is not that of ${file.checkpoint}`);
+  if (!verifyInclusion(index, last.size, leafHash(leaf), stated.proof, last.root))
+    throw new BundleBroken(name, `it does not lead from ${entryName(index)} to the root of ${file.checkpoint}`);
+  return inFile(entryName(index), () => decodeLeaf(leaf));
+};
+
+const checkDraft = async (read: ReadFile, index: number, record: SealedRecord): Promise<void> => {
+  const row = eventTypeNamed(headerOf(record, "ce_type"));
+  const name = draftName(index);
+  if (row?.desc !== NotificationDraftedSchema) throw new BundleBroken(name, `${entryName(index)} is not about a draft`);
+  const { draftSha256 } = fromBinary(NotificationDraftedSchema, record.value);
+  if (Buffer.compare(hash("sha256", await read(name, maxManifestBytes), "buffer"), draftSha256) !== 0)
+    throw new BundleBroken(name, `not the draft whose hash was sealed as leaf ${index}`);
+};
+
+/** Leaves of the range that a bundle over all of it lacks; sentences, at most one for each entry. */
+const absentLeaves = ({ range, selection }: Manifest, present: readonly number[]): string[] => {
+  if (!isWholeRange(selection)) return [];
+  const absent: string[] = [];
+  let expected = range.first;
+  for (const index of [...present, range.end]) {
+    if (index > expected) absent.push(`leaves ${expected} to ${index - 1} of the range are not in the bundle`);
+    expected = index + 1;
+  }
+  return absent;
+};
+
+/**
+ * Checks everything in a bundle against the keys of `policy`, offline: every byte of the archive, the signed manifest, the checkpoints,
+ * and the proof of every leaf. Throws NotABundle, or BundleBroken for the first thing that does not hold.
+ */
+export const openBundle = async (
+  source: ByteSource,
+  policy: Policy,
+  progress: () => void = () => undefined,
+): Promise<IntactBundle> => {
+  const stored = await readZip(source);
+  const read = openFiles(source, stored);
+  for (const name of requiredFiles)
+    if (!stored.some((each) => each.name === name)) throw new BundleBroken(name, "it is missing");
+  const manifest = await openManifest(read, stored, policy);
+  const checkpoint = await openCheckpoint(read, file.checkpoint, policy);
+  if (!checkpoint.quorum) throw new BundleBroken(file.checkpoint, "the quorum of the policy has not cosigned it");
+  const { opened } = checkpoint;
+  if (opened.origin !== manifest.origin || opened.size !== manifest.size)
+    throw new BundleBroken(file.checkpoint, `it is not of the tree that ${file.manifest} names`);
+  const first = await openFirst(read, opened, policy);
+
+  const text = Buffer.from(await read(file.checkpoint, maxNoteBytes)).toString();
+  const report = openReport(manifest.selection);
+  const drafts = new Set(
+    stored.flatMap(({ name }) => (name.startsWith("drafts/") ? (indexedFile(name)?.index ?? []) : [])),
+  );
+  const present: number[] = [];
+  for (const { name } of stored) {
+    const about = indexedFile(name);
+    if (about === undefined || about.kind !== 0) continue;
+    const { index } = about;
+    if (index < manifest.range.first || index >= manifest.range.end)
+      throw new BundleBroken(name, "it lies outside of the range");
+    const record = await openEntry(read, index, opened, text);
+    report.add(index, record);
+    if (drafts.has(index)) await checkDraft(read, index, record);
+    present.push(index);
+    progress();
+  }
+  const sets = new Set(present);
+  for (const { name } of stored) {
+    const about = indexedFile(name);
+    if (about && !sets.has(about.index)) throw new BundleBroken(name, `there is no ${entryName(about.index)}`);
+  }
+  if (present.length !== manifest.entries || present.length === 0)
+    throw new BundleBroken(file.manifest, `it says ${manifest.entries} entries, and there are ${present.length}`);
+  const found = report.result();
+  const missing = [...absentLeaves(manifest, present), ...found.missing];
+  return { manifest, checkpoint, first, drafts: drafts.size, report: { ...found, missing } };
+};
