@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { curfew } from "../tools/curfew.ts";
 import {
   builtTools,
   fsck,
@@ -63,6 +64,25 @@ const swap = (bytes: Buffer) => {
   return bytes;
 };
 
+/** `curfew verify`, with what it was before. */
+const acceptedByOurs = async (from: string) => {
+  const [old, file] = [join(scratch, "seen before"), join(scratch, "policy")];
+  writeFileSync(old, checkpointBefore);
+  writeFileSync(file, policy);
+  for (const trust of [
+    ["--key", key.vkey],
+    ["--policy", file],
+  ]) {
+    const { code, out, err } = await curfew("verify", from, ...trust, "--older", old, "-o", "json");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    expect(JSON.parse(out)).toMatchObject({
+      ...now,
+      integrity: { holds: true },
+      completeness: { verdict: "not applicable", why: "its entries are no records of Curfew" },
+    });
+  }
+};
+
 describe("the verifiers", () => {
   it("do not rest on a golang.org/x/mod that leaves tiles unchecked (CVE-2026-56865, before v0.40.0)", async () => {
     const program = join(await builtTools("verify"), "tlogcheck");
@@ -74,6 +94,7 @@ describe("the verifiers", () => {
     expect(await fsck(log, key.vkey, now)).toMatchObject({ sound: true });
     expect(await tlogcheck.log(log, policy, before)).toMatchObject({ sound: true });
     expect(await tlogcheck.log(log, policy, now)).toMatchObject({ sound: true });
+    await acceptedByOurs(log);
   });
 
   it("accept it over HTTP", async () => {
@@ -87,6 +108,7 @@ describe("the verifiers", () => {
     try {
       expect(await fsck(url, key.vkey, now)).toMatchObject({ sound: true });
       expect(await tlogcheck.log(url, policy, before)).toMatchObject({ sound: true });
+      await acceptedByOurs(url);
     } finally {
       server.close();
       server.closeAllConnections();

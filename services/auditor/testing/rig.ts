@@ -10,6 +10,7 @@ import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf, type LogRecord } from "@curfew/ledger/leaf.ts";
+import { noteSigner } from "@curfew/ledger/note-key.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
 import { proveInclusion } from "@curfew/ledger/tree.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
@@ -40,6 +41,8 @@ export const origin = "test.example/ledger";
 const pair = generateKeyPairSync("ed25519");
 export const signingKey = { privateKey: pair.privateKey, publicKey: pair.publicKey };
 export const { seal, verifierKey } = sealOf(origin, signingKey);
+/** Signs whatever it is given as the ledger. */
+export const signer = noteSigner(origin, pair.privateKey);
 export const bound = { timeout: 20_000, interval: 10 };
 
 export const tokenId = (n: number) => `tok_00000000-0000-8000-8000-${String(n).padStart(12, "0")}`;
