@@ -14,6 +14,9 @@ export const topicNames = {
   evidence: "curfew.evidence.v1",
 } as const;
 
+/** The ledger for compliance tooling, derived from it: not sealed itself, and nothing on it is an event of ours. */
+export const siemTopic = "curfew.siem.v1";
+
 export interface EventType<Desc extends DescMessage = DescMessage, Name extends string = string> {
   readonly desc: Desc;
   /** CloudEvents type, e.g. curfew.token.issued.v1. */

@@ -1,5 +1,6 @@
 import type { ConnectionOptions } from "node:tls";
 import kafkajs, { type Admin } from "kafkajs";
+import { siemTopic } from "./event-types.ts";
 
 export interface Topic {
   name: string;
@@ -25,6 +26,8 @@ export const topics: readonly Topic[] = [
   { name: "curfew.breaches.v1", partitions: 1, config },
   { name: "curfew.evidence.v1", partitions: 1, config },
   { name: "curfew.uses.v1", partitions: 12, config },
+  // In the ledger's order. Kept for ever like the others, since its end says how far it was filled.
+  { name: siemTopic, partitions: 1, config },
 ];
 
 /** The same on SQLite, where one process reads and writes: more than one partition would only spread each commit over more pages. */

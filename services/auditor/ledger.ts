@@ -58,6 +58,23 @@ export const sealOf = (origin: string, key: SigningKey): { seal: Seal; verifierK
   };
 };
 
+/** The first batch with which the ledger has `size` leaves or more, by halving: sizes grow with the numbers. Undefined: there is none yet. */
+export const batchReaching = async (batches: Pick<Collection<BatchDoc>, "get" | "findLatest">, size: number) => {
+  const [last] = await batches.findLatest({ order: -1, limit: 1 });
+  if (!last || last.size < size) return undefined;
+  let low = 1;
+  let high = Number(last._id.slice(last._id.indexOf("/") + 1));
+  while (low < high) {
+    const middle = Math.floor((low + high) / 2);
+    const doc = await batches.get(batchId(middle));
+    if (!doc) throw new LedgerBroken(`${batchId(middle)} has vanished`);
+    if (doc.size < size) low = middle + 1;
+    else high = middle;
+  }
+  const doc = await batches.get(batchId(low));
+  return doc && { doc, number: low };
+};
+
 export const openLedger = (parts: {
   batches: Collection<BatchDoc>;
   models: ReadModels;

@@ -7,7 +7,7 @@ import { TokenExpiredSchema } from "@curfew/contracts/gen/curfew/events/v1/token
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
 import type { OutRecord } from "@curfew/event-log/bus.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
-import { topicNames } from "@curfew/event-log/event-types.ts";
+import { siemTopic, topicNames } from "@curfew/event-log/event-types.ts";
 import { openSqliteBus } from "@curfew/event-log/sqlite.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import { openCheckpoint } from "@curfew/ledger/checkpoint.ts";
@@ -37,7 +37,7 @@ const openSuite = async () => {
   const store = await openSqliteStore({ file: ":memory:" });
   undo.push(() => store.close());
   const epochs = await store.collection<EpochRow>("epochs");
-  const bus = await openSqliteBus({ file: ":memory:", epochs, clock, topics: partitions });
+  const bus = await openSqliteBus({ file: ":memory:", epochs, clock, topics: { ...partitions, [siemTopic]: 1 } });
   undo.push(() => bus.close());
   const dir = mkdtempSync(join(tmpdir(), "curfew-auditor-"));
   undo.push(() => rmSync(dir, { recursive: true, force: true }));

@@ -1,7 +1,7 @@
 import type { Collection } from "@curfew/document-store/port.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
-import { type Lease, openLease } from "@curfew/event-log/lease.ts";
+import { type Lease, openLease, type Tenure } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { evidenceSettings } from "@curfew/event-log/topics.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
@@ -24,6 +24,7 @@ import { Interrupted, openLedger, sealOf } from "./ledger.ts";
 import { openProjection, openReadModels } from "./projections.ts";
 import { openGapReporter } from "./reactions.ts";
 import { sealUntil } from "./sealer.ts";
+import { publishSiem } from "./siem/publisher.ts";
 import { publishTiles, type TileLogParts } from "./tile-log.ts";
 import { openTileServer } from "./tile-server.ts";
 import { openTopicWatch } from "./topic-watch.ts";
@@ -98,6 +99,25 @@ const wantedSettings = (minInsync: number | undefined): Readonly<Record<string, 
   return minInsync === undefined ? others : { ...others, "min.insync.replicas": replicas as string };
 };
 
+/** A tenure that seals: all of `works`, once the store was compared with its topic. */
+const sealing =
+  (
+    compared: Promise<unknown>,
+    broken: (error: LedgerBroken) => void,
+    works: (tenure: Tenure) => readonly ((signal: AbortSignal) => Promise<void>)[],
+  ) =>
+  async (tenure: Tenure): Promise<void> => {
+    const aborted = new Promise((resolve) => tenure.signal.addEventListener("abort", resolve, { once: true }));
+    await Promise.race([compared, aborted]);
+    if (tenure.signal.aborted) return;
+    try {
+      await together(tenure.signal, works(tenure));
+    } catch (error) {
+      if (error instanceof LedgerBroken) broken(error);
+      if (!(error instanceof Interrupted)) throw error;
+    }
+  };
+
 /** The ledger's files and their server, as far as they are wanted. */
 const openTiles = async (parts: AuditorServiceParts, of: Pick<TileLogParts, "batches" | "seal" | "latest">) => {
   const { ledgerDir, ledgerListen, clock, log } = parts;
@@ -146,37 +166,31 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   outbox.failed.catch(failed.reject);
   let isReady = false;
 
-  const tiles = await openTiles(parts, { batches, seal: ledger.seal, latest: () => follower.latest()?.batch ?? 0 });
+  const latestBatch = () => follower.latest()?.batch ?? 0;
+  const tiles = await openTiles(parts, { batches, seal: ledger.seal, latest: latestBatch });
   const server = await serve(parts, [
     whenReady(auditorService({ batches, models, ledger, follower, broken }), () => isReady),
     relayService(outbox.relay, outbox.topic),
   ]).catch((error: unknown) => tiles.close().then(() => Promise.reject(error)));
   const address = advertisedAddress(parts, server.port);
   outbox.start(address);
+  const { exclusive } = parts;
+  const contender = { rows: outbox.leases, holder: instance, address: () => address, clock, log, exclusive };
+  // A lease of its own: whatever becomes of this topic, sealing goes on.
+  const siem = openLease({
+    ...contender,
+    name: "siem-auditor",
+    work: ({ signal }) => publishSiem({ bus, batches, latest: latestBatch, instance, clock, log }, signal),
+  });
   lease = openLease({
-    rows: outbox.leases,
+    ...contender,
     name: "seal-auditor",
-    holder: instance,
-    address: () => address,
-    clock,
-    log,
-    exclusive: parts.exclusive,
-    work: async (tenure) => {
-      const aborted = new Promise((resolve) => tenure.signal.addEventListener("abort", resolve, { once: true }));
-      await Promise.race([outbox.compared, aborted]);
-      if (tenure.signal.aborted) return;
-      try {
-        await together(tenure.signal, [
-          (signal) => sealUntil({ ledger, bus, topics, clock, log }, { ...tenure, signal }),
-          topics.run,
-          ledger.verifyAll,
-          tiles.publish,
-        ]);
-      } catch (error) {
-        if (error instanceof LedgerBroken) broken(error);
-        if (!(error instanceof Interrupted)) throw error;
-      }
-    },
+    work: sealing(outbox.compared, broken, (tenure) => [
+      (signal) => sealUntil({ ledger, bus, topics, clock, log }, { ...tenure, signal }),
+      topics.run,
+      ledger.verifyAll,
+      tiles.publish,
+    ]),
   });
   const closing = new AbortController();
   const ready = Promise.withResolvers<void>();
@@ -189,7 +203,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
     closing.abort();
     await tiles.close();
     await server.close(closeGraceMs);
-    await lease?.close();
+    await Promise.all([lease?.close(), siem.close()]);
     await outbox.close();
     await follower.close();
     waker.close();

@@ -18,6 +18,7 @@ import {
   replayBatch,
   type Seal,
 } from "./domain.ts";
+import { batchReaching } from "./ledger.ts";
 import type { Witnesses } from "./witnesses.ts";
 
 /**
@@ -32,7 +33,7 @@ const maxBackoffMs = 5_000;
 
 export interface TileLogParts {
   readonly files: LogFiles;
-  readonly batches: Pick<Collection<BatchDoc>, "get" | "find">;
+  readonly batches: Pick<Collection<BatchDoc>, "get" | "findLatest">;
   /** Number of the last batch whose rows are there; the store is asked for no later one. */
   readonly latest: () => number;
   readonly seal: Seal;
@@ -68,27 +69,6 @@ const standingCheckpoint = async ({ files, seal }: Pick<TileLogParts, "files" | 
 
 const checkpointFile = (checkpoint: string) => ({ path: CHECKPOINT_PATH, bytes: Buffer.from(checkpoint) });
 
-/** The batch that ends at `size`, by halving: sizes grow with the numbers. */
-const batchOfSize = async (batches: TileLogParts["batches"], size: number) => {
-  const [last] = await batches.find({ order: -1, limit: 1 });
-  if (!last || last.size < size)
-    throw new LedgerBroken(
-      `the ledger's files have ${size} entries and its store ${last?.size ?? 0}: the store was put back, or is another ledger's`,
-    );
-  const numberOf = (doc: BatchDoc) => Number(doc._id.slice(doc._id.indexOf("/") + 1));
-  let low = 1;
-  let high = numberOf(last);
-  while (low < high) {
-    const middle = Math.floor((low + high) / 2);
-    const doc = await batches.get(batchId(middle));
-    if (!doc) throw new LedgerBroken(`${batchId(middle)} has vanished`);
-    if (doc.size < size) low = middle + 1;
-    else high = middle;
-  }
-  const doc = await batches.get(batchId(low));
-  return doc && { doc, number: low };
-};
-
 /**
  * Where the files are, compared with what was staged: the checkpoint that stands there, and the partial tiles that must lead to its root.
  * Lines after the log's signature are the witnesses'; they stay as they were kept, or as they stand where none were.
@@ -100,7 +80,11 @@ const placeOf = async (parts: TileLogParts): Promise<Place> => {
   if (!standing && !witnessed) await files.write([checkpointFile(empty.checkpoint)]);
   if (!standing) return empty;
   const { size, root, note } = standing;
-  const found = size === 0 ? undefined : await batchOfSize(batches, size);
+  const found = size === 0 ? undefined : await batchReaching(batches, size);
+  if (size > 0 && !found)
+    throw new LedgerBroken(
+      `the ledger's files have ${size} entries and its store fewer: the store was put back, or is another ledger's`,
+    );
   const staged = size === 0 ? empty.checkpoint : found?.doc.checkpoint;
   if (staged === undefined || !note.startsWith(staged))
     throw new LedgerBroken(`the ledger's files have another checkpoint of size ${size} than was staged`);

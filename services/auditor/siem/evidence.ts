@@ -1,0 +1,62 @@
+import type { Position } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
+import {
+  type DriftCause,
+  DriftCauseSchema,
+  GapCauseSchema,
+} from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
+import { countOf, nameOf, said } from "./parts.ts";
+import { finding } from "./revocations.ts";
+import type { Tellers } from "./told.ts";
+
+const placeText = (position: Position | undefined) =>
+  position ? `${position.topic}/${position.partition}@${position.offset}` : undefined;
+
+const driftUid = (drift: { cause: DriftCause; topic: string; setting: string }) =>
+  ["drift", nameOf(DriftCauseSchema, drift.cause), drift.topic, drift.setting].filter(Boolean).join("/");
+
+export const evidenceTold = {
+  "curfew.evidence-gap.found.v1": ({ producer, cause, position, expectedSequence, seenSequence }, id) =>
+    finding({
+      uid: id,
+      title: "Gap in the evidence",
+      message: `The evidence of ${said(producer) ?? "no known producer"} is not whole: ${nameOf(GapCauseSchema, cause)}`,
+      severity: "High",
+      resources: [{ uid: said(producer) ?? "unknown", type: "Producer" }],
+      more: {
+        unmapped: {
+          cause: nameOf(GapCauseSchema, cause),
+          position: placeText(position),
+          expected_sequence: countOf(expectedSequence),
+          seen_sequence: countOf(seenSequence),
+        },
+      },
+    }),
+  "curfew.evidence-drift.found.v1": (drift) =>
+    finding({
+      uid: driftUid(drift),
+      title: "Evidence is not kept as it must be",
+      message: `${said(drift.topic) ?? "The ledger's files"}: ${nameOf(DriftCauseSchema, drift.cause)}`,
+      severity: "High",
+      resources: [{ uid: said(drift.topic) ?? said(drift.setting) ?? "ledger", type: drift.topic ? "Topic" : "File" }],
+      more: {
+        unmapped: {
+          cause: nameOf(DriftCauseSchema, drift.cause),
+          position: placeText(drift.position),
+          setting: said(drift.setting),
+          expected: drift.expected,
+          seen: drift.seen,
+          ledger_index: drift.ledgerIndex === undefined ? undefined : countOf(drift.ledgerIndex),
+        },
+      },
+    }),
+  "curfew.evidence-drift.ended.v1": (drift) =>
+    finding({
+      uid: driftUid(drift),
+      activity: "Close",
+      title: "Evidence is not kept as it must be",
+      message: `${said(drift.topic) ?? "The ledger's files"}: as it must be again`,
+      severity: "Informational",
+      resources: [{ uid: said(drift.topic) ?? said(drift.setting) ?? "ledger", type: drift.topic ? "Topic" : "File" }],
+      more: { unmapped: { cause: nameOf(DriftCauseSchema, drift.cause), setting: said(drift.setting) } },
+    }),
+} satisfies Partial<Tellers>;
