@@ -9,6 +9,7 @@ import { openSqliteBus, type SqliteBus } from "@curfew/event-log/sqlite.ts";
 import { embeddedTopics } from "@curfew/event-log/topics.ts";
 import { openIssuer } from "@curfew/issuer/service.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
+import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { openRevocation } from "@curfew/revocation/service.ts";
 import type { IdentityFiles } from "@curfew/rpc/identity-files.ts";
 import type { RunningService, ServiceParts } from "@curfew/rpc/replica.ts";
@@ -55,7 +56,7 @@ interface Opened {
   close(): Promise<void> | void;
 }
 
-const openDatabases = async (dataDir: string, clock: Clock) => {
+const openDatabases = async (dataDir: string, keysDir: string, clock: Clock) => {
   const storeDir = join(dataDir, "store");
   mkdirSync(storeDir, { recursive: true, mode: 0o700 });
   const stores = new Map<string, SqliteStore>();
@@ -69,9 +70,11 @@ const openDatabases = async (dataDir: string, clock: Clock) => {
     clock,
     topics: embeddedTopics,
   });
+  const personal = await openPersonalStore({ store: store("personal"), keysDir, random: systemRandom, clock });
   return {
     store,
     epochs,
+    personal,
     bus,
     stats: () =>
       Object.fromEntries([["bus", bus.stats()], ...[...stores].map(([name, each]) => [name, each.stats()] as const)]),
@@ -102,9 +105,10 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
     keep({ close: () => lock.release() });
     removeEndpoints(dataDir); // of an instance that was killed
     keep({ close: () => removeEndpoints(dataDir) });
-    const keyring = openKeyring({ dir: options.keysDir ?? join(dataDir, "keys"), random: systemRandom, clock });
+    const keysDir = options.keysDir ?? join(dataDir, "keys");
+    const keyring = openKeyring({ dir: keysDir, random: systemRandom, clock });
     const identities = keep(await openIdentities({ dir: dataDir, config, clock, log }));
-    const databases = keep(await openDatabases(dataDir, clock));
+    const databases = keep(await openDatabases(dataDir, keysDir, clock));
     const parts = (name: ServiceName): ServiceParts => ({
       store: databases.store(name),
       bus: databases.bus,
@@ -135,7 +139,7 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
       "verifier",
       openVerifier({
         ...parts("verifier"),
-        personal: databases.store("personal"),
+        personal: databases.personal,
         revocationAddresses: [`localhost:${revocation.port}`],
       }),
     );

@@ -1,5 +1,6 @@
 import type { DescMessage, Message, MessageShape } from "@bufbuild/protobuf";
 import * as breaches from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
+import * as subjects from "@curfew/contracts/gen/curfew/events/v1/data_subjects_pb.ts";
 import * as evidence from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import * as revocations from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
 import * as tokens from "@curfew/contracts/gen/curfew/events/v1/tokens_pb.ts";
@@ -45,6 +46,7 @@ const known = [
     [uses.UseDecidedSchema, "use.decided"],
     [uses.UseCompletedSchema, "use.completed"],
     [uses.UnknownAttemptsDeniedSchema, "unknown-attempts.denied"],
+    [subjects.ErasureAcknowledgedSchema, "erasure.acknowledged"],
   ]),
   ...eventsOf(topicNames.revocations, [
     [revocations.TokenRevokedSchema, "token.revoked"],
@@ -68,6 +70,17 @@ const known = [
     [evidence.EvidenceGapFoundSchema, "evidence-gap.found"],
     [evidence.EvidenceDriftFoundSchema, "evidence-drift.found"],
     [evidence.EvidenceDriftEndedSchema, "evidence-drift.ended"],
+  ]),
+  ...eventsOf(topicNames.evidence, [
+    [subjects.LegalHoldPlacedSchema, "legal-hold.placed"],
+    [subjects.LegalHoldReleasedSchema, "legal-hold.released"],
+    [subjects.ErasureRequestedSchema, "erasure.requested"],
+    [subjects.DataSubjectErasedSchema, "data-subject.erased"],
+    [subjects.ErasurePropagatedSchema, "erasure.propagated"],
+    [subjects.EpochKeyDestroyedSchema, "epoch-key.destroyed"],
+    [subjects.ErasureCompletedSchema, "erasure.completed"],
+    [subjects.DataSubjectExportedSchema, "data-subject.exported"],
+    [subjects.SealedFieldOpenedSchema, "sealed-field.opened"],
   ]),
 ] as const;
 

@@ -39,7 +39,7 @@ export interface Keyring {
   retirePepper(id: string): void;
   /** The Ed25519 key of that name, e.g. the ledger's origin. */
   signingKey(name: string): SigningKey;
-  /** A 32-byte symmetric key by its use: "identifiers" (HMAC), "epoch-1" (key encryption). */
+  /** A 32-byte symmetric key by its use: "identifiers" (HMAC). */
   secretKey(name: string): KeyObject;
 }
 
@@ -51,18 +51,20 @@ const keyBytes = 32;
 /** What makes a PKCS #8 Ed25519 key of a 32-byte seed (RFC 8410). */
 const pkcs8Prefix = Buffer.from("302e020100300506032b657004220420", "hex");
 
-interface StoredKey {
+/** A key as it stands in its file. */
+export interface StoredKey {
   readonly key: KeyObject;
   readonly createdAtMs: number;
 }
 
 /** One line: format, creation time, key, and a check that tells a damaged file from a wrong key. */
-const storedText = (createdAtMs: number, key: Uint8Array): string =>
+export const storedText = (createdAtMs: number, key: Uint8Array): string =>
   `curfew-key-v1 ${createdAtMs} ${Buffer.from(key).toString("base64url")} ${checkOf(key)}\n`;
 const checkOf = (key: Uint8Array): string =>
   createHash("sha256").update("curfew-key-check\n").update(key).digest("hex").slice(0, 8);
 
-const parseStored = (file: string, text: string): StoredKey => {
+/** Throws KeyringError, which names the file and not its content. */
+export const parseStored = (file: string, text: string): StoredKey => {
   const m = /^curfew-key-v1 (\d{1,15}) ([0-9A-Za-z_-]{43}) ([0-9a-f]{8})\n$/.exec(text);
   const key = Buffer.from(m?.[2] ?? "", "base64url");
   if (!m || key.length !== keyBytes || checkOf(key) !== m[3]) throw new KeyringError(`${file}: damaged key file`);

@@ -4,14 +4,23 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
+import { type EpochKeys, openEpochKeys } from "@curfew/keyring/epoch-keys.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { afterEach, beforeEach, expect, test } from "vitest";
-import { type Identity, InvalidIdentity, maxIdentities, openPseudonyms, type PseudonymDoc } from "./pseudonyms.ts";
+import {
+  type Identity,
+  InvalidIdentity,
+  maxIdentities,
+  openPseudonyms,
+  type PseudonymDoc,
+  pseudonymIn,
+} from "./pseudonyms.ts";
 
 let dir = "";
 let store: DocumentStore;
 let collection: Collection<PseudonymDoc>;
+let epochs: EpochKeys;
 let nowMs = 0;
 const clock: Clock = { now: () => nowMs, monotonicMs: () => nowMs, sleep: async () => {} };
 const identifierKey = createSecretKey(Buffer.alloc(32, 7));
@@ -19,6 +28,7 @@ const identifierKey = createSecretKey(Buffer.alloc(32, 7));
 beforeEach(async () => {
   dir = mkdtempSync(join(tmpdir(), "curfew-personal-"));
   store = await openSqliteStore({ file: join(dir, "personal.db") });
+  epochs = openEpochKeys({ dir: join(dir, "keys"), random: systemRandom, clock });
   collection = await store.collection<PseudonymDoc>("identities");
 });
 afterEach(async () => {
@@ -31,6 +41,7 @@ const open = (more: { key?: typeof identifierKey; cacheSize?: number; on?: Rows 
   openPseudonyms({
     collection: more.on ?? collection,
     identifierKey: more.key ?? identifierKey,
+    epochs,
     random: systemRandom,
     cacheSize: more.cacheSize ?? 100,
     cacheMs: 300_000,
@@ -42,6 +53,7 @@ const person = (value: string, controller = "acme", identifierType = "email"): I
   value,
 });
 const all = () => collection.find({ limit: 10_000 });
+const stored = async () => (await all()).map((row) => [row._id, pseudonymIn(epochs, row)]);
 
 test("64 racing callers of two instances get one pseudonym, and one row is stored", async () => {
   const instances = [open(), open()];
@@ -50,7 +62,7 @@ test("64 racing callers of two instances get one pseudonym, and one row is store
   );
   expect(new Set(answers).size).toBe(1);
   expect(answers[0]).toMatch(/^psn_[0-9a-f]{32}$/);
-  expect(await all()).toEqual([{ _id: expect.stringMatching(/^[0-9a-f]{64}$/), pseudonym: answers[0] }]);
+  expect(await stored()).toEqual([[expect.stringMatching(/^[0-9a-f]{64}$/), answers[0]]]);
 });
 
 test("a person keeps the pseudonym after a restart; other people, controllers and types have others", async () => {
@@ -104,7 +116,7 @@ test("a row erased between a lost insert and the read gets a new pseudonym inste
   const after = await open({ on: racing }).pseudonymOf(anna);
   expect(reads).toBe(2);
   expect(after).not.toBe(before);
-  expect(await all()).toEqual([{ _id, pseudonym: after }]);
+  expect(await stored()).toEqual([[_id, after]]);
 });
 
 test("the cache answers without the store until its time is over, and never holds more than its size", async () => {
@@ -123,18 +135,63 @@ test("the cache answers without the store until its time is over, and never hold
   expect(await pseudonyms.pseudonymOf(person("a"))).not.toBe(again);
 });
 
-test("no identifier is in the files of the store, in plain, hexadecimal or base64", async () => {
+test("a dropped pseudonym is read again, and what was being read when it was dropped is not kept", async () => {
+  const gate = Promise.withResolvers<void>();
+  let slow = false;
+  const slowly: Rows = {
+    insertMany: (docs) => collection.insertMany(docs),
+    get: async (id) => {
+      const doc = await collection.get(id);
+      if (slow) await gate.promise;
+      return doc;
+    },
+  };
+  const pseudonyms = open({ on: slowly });
+  const anna = person("anna@example.test");
+  const before = await pseudonyms.pseudonymOf(anna);
+  await pseudonyms.drop(before);
+  slow = true;
+  const reading = pseudonyms.pseudonymOf(anna);
+  await collection.delete(...(await all()).map((d) => d._id));
+  let dropped = false;
+  const dropping = pseudonyms.drop(before).then(() => {
+    dropped = true;
+  });
+  await new Promise((resolve) => setImmediate(resolve));
+  expect(dropped).toBe(false);
+  slow = false;
+  gate.resolve();
+  expect(await reading).toBe(before);
+  await dropping;
+  expect(await pseudonyms.pseudonymOf(anna)).not.toBe(before);
+});
+
+test("a row of before there were epochs is still that person's", async () => {
+  const anna = person("anna@example.test");
+  await open().pseudonymOf(anna);
+  const [{ _id } = { _id: "" }] = await all();
+  await collection.delete(_id);
+  await collection.insert({ _id, pseudonym: "psn_00" });
+  expect(await open().pseudonymOf(anna)).toBe("psn_00");
+});
+
+test("neither identifier nor pseudonym is in the files of the store, in plain, hexadecimal or base64", async () => {
   const identities = Array.from({ length: 50 }, (_, i) =>
     person(`anna.muster.${i}@example.test`, "acme-controller", "email-address"),
   );
-  const pseudonyms = await open().pseudonymsOf(identities);
-  const files = readdirSync(dir).map((name) => readFileSync(join(dir, name)).toString("latin1"));
-  const holds = (text: string) => files.some((file) => file.toLowerCase().includes(text.toLowerCase()));
+  const [pseudonym = ""] = await open().pseudonymsOf(identities);
+  const [{ _id } = { _id: "" }] = await all();
+  const files = readdirSync(dir, { withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map(({ name }) => readFileSync(join(dir, name)));
+  const holds = (bytes: Buffer) => files.some((file) => file.includes(bytes));
   // The control: what is stored is found this way.
-  expect(holds(pseudonyms[0] ?? "")).toBe(true);
+  expect(holds(Buffer.from(_id))).toBe(true);
+  expect(holds(Buffer.from(pseudonym))).toBe(false);
+  expect(holds(Buffer.from(pseudonym.slice(4), "hex"))).toBe(false);
   for (const text of ["anna.muster", "acme-controller", "email-address"])
     for (const encoding of ["latin1", "hex", "base64"] as const)
-      expect(holds(Buffer.from(text).toString(encoding).slice(0, -4))).toBe(false);
+      expect(holds(Buffer.from(Buffer.from(text).toString(encoding).slice(0, -4)))).toBe(false);
 });
 
 test.each([

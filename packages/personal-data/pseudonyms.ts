@@ -1,13 +1,17 @@
 import assert from "node:assert/strict";
 import { createHmac, type KeyObject } from "node:crypto";
 import type { Collection, Doc } from "@curfew/document-store/port.ts";
+import type { EpochKeys } from "@curfew/keyring/epoch-keys.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { lengthPrefixed } from "@curfew/runtime/length-prefixed.ts";
 import type { Random } from "@curfew/runtime/random.ts";
+import { fieldOf, unwrap, wrap } from "./epoch-wrap.ts";
+import { openKept } from "./kept.ts";
 
 /**
- * The only place where a person's identifier meets a pseudonym. Stored is HMAC(identifier) → random pseudonym, never the identifier:
- * whoever has the store but not the key cannot tell who is in it, and a pseudonym says nothing once its row is gone.
+ * The only place where a person's identifier meets a pseudonym. Stored is HMAC(identifier) → random pseudonym, wrapped under the epoch's
+ * key, never the identifier: whoever has the store but not the keys cannot tell who is in it, and a pseudonym says nothing once its row is
+ * gone.
  */
 
 /** A person as the resource service names them, normalised by it: the same three texts are the same person. */
@@ -32,9 +36,10 @@ const maxParallelReads = 32;
 /** A row may be erased between a lost insert and the read; more often than this in one call is a broken store. */
 const maxRounds = 4;
 
-/** One row of the personal store. */
+/** One row of the personal store; `w<epoch>`: the pseudonym's 16 bytes, wrapped. */
 export interface PseudonymDoc extends Doc {
-  pseudonym: string;
+  /** Before there were epochs: as it is. Wrapped, and removed, with the next one. */
+  pseudonym?: string;
 }
 
 export interface Pseudonyms {
@@ -42,9 +47,12 @@ export interface Pseudonyms {
   pseudonymOf(identity: Identity): Promise<string>;
   /** The pseudonyms of at most 1,000 identities (repetitions allowed), in order. Nothing is stored when one is invalid. */
   pseudonymsOf(identities: readonly Identity[]): Promise<string[]>;
+  /** Forgets an erased person's; resolves once no call that may have read it before is under way. */
+  drop(pseudonym: string): Promise<void>;
 }
 
-const check = (identity: Identity, index: number): void => {
+/** Throws InvalidIdentity; `index` is its place in the batch, from 0. */
+export const checkIdentity = (identity: Identity, index: number): void => {
   for (const [name, maxBytes] of Object.entries(limitsBytes)) {
     const text = identity[name as keyof Identity];
     const wrong = (what: string) => new InvalidIdentity(`identity ${index + 1}: ${name} ${what}`);
@@ -58,48 +66,62 @@ const check = (identity: Identity, index: number): void => {
 
 type Rows = Pick<Collection<PseudonymDoc>, "get" | "insertMany">;
 
-/** What was stored lately, under the HMAC, so that memory holds no identifier either. */
-const openCache = (maxEntries: number, keepMs: number, clock: Clock) => {
-  const entries = new Map<string, { readonly pseudonym: string; readonly untilMs: number }>();
-  return {
-    get: (id: string): string | undefined => {
-      const entry = entries.get(id);
-      if (entry && entry.untilMs > clock.monotonicMs()) return entry.pseudonym;
-      entries.delete(id);
-      return undefined;
-    },
-    set: (id: string, pseudonym: string): void => {
-      entries.delete(id);
-      entries.set(id, { pseudonym, untilMs: clock.monotonicMs() + keepMs });
-      // Insertion order is age order, so the first is the oldest.
-      for (const oldest of entries.keys()) {
-        if (entries.size <= maxEntries) break;
-        entries.delete(oldest);
-      }
-    },
-  };
+export const pseudonymText = (bytes: Uint8Array): string => `psn_${Buffer.from(bytes).toString("hex")}`;
+/** Of "psn_" and 32 hexadecimal digits. */
+export const pseudonymBytesOf = (pseudonym: string): Buffer => Buffer.from(pseudonym.slice("psn_".length), "hex");
+export const pseudonymPattern = /^psn_[0-9a-f]{32}$/;
+
+/** The pseudonym in a row; undefined where no live epoch opens it. */
+export const pseudonymIn = (epochs: Pick<EpochKeys, "live">, doc: PseudonymDoc): string | undefined => {
+  const bytes = unwrap(epochs, "identity", doc);
+  return bytes ? pseudonymText(bytes) : doc.pseudonym;
 };
 
-const readInto = async (found: Map<string, string>, collection: Rows, ids: readonly string[]): Promise<void> => {
+/** HMAC of an identity: the id of its row. */
+export const identityId = (identifierKey: KeyObject, identity: Identity): string =>
+  createHmac("sha256", identifierKey)
+    .update(lengthPrefixed("curfew/pseudonym/v1", identity.controller, identity.identifierType, identity.value))
+    .digest("hex");
+
+interface Store {
+  readonly collection: Rows;
+  readonly epochs: EpochKeys;
+  readonly random: Random;
+}
+
+const readInto = async (
+  found: Map<string, string>,
+  { collection, epochs }: Store,
+  ids: readonly string[],
+): Promise<void> => {
   for (let at = 0; at < ids.length; at += maxParallelReads) {
     const part = ids.slice(at, at + maxParallelReads);
     const docs = await Promise.all(part.map((id) => collection.get(id)));
-    for (const doc of docs) if (doc) found.set(doc._id, doc.pseudonym);
+    for (const doc of docs) {
+      if (!doc) continue;
+      const pseudonym = pseudonymIn(epochs, doc);
+      // Of a store restored from before an epoch that is gone: the auditor removes such rows before anybody is served.
+      if (pseudonym === undefined) throw new Error("a row of the personal store is wrapped under no key that is left");
+      found.set(doc._id, pseudonym);
+    }
   }
 };
 
 /** Reads first, because most people have been seen before and reading takes no lock; inserts the rest; reads where it lost. */
-const readOrInsert = async (collection: Rows, random: Random, ids: readonly string[]): Promise<Map<string, string>> => {
+const readOrInsert = async (store: Store, ids: readonly string[]): Promise<Map<string, string>> => {
+  const { collection, epochs, random } = store;
   const found = new Map<string, string>();
   for (let round = 0; round < maxRounds; round++) {
     const unread = ids.filter((id) => !found.has(id));
-    await readInto(found, collection, unread);
-    const docs = unread
-      .filter((id) => !found.has(id))
-      .map((id) => ({ _id: id, pseudonym: `psn_${Buffer.from(random(pseudonymBytes)).toString("hex")}` }));
-    if (docs.length === 0) return found;
-    const verdicts = await collection.insertMany(docs);
-    for (const [i, doc] of docs.entries()) if (verdicts[i] === "inserted") found.set(doc._id, doc.pseudonym);
+    await readInto(found, store, unread);
+    const epoch = epochs.current();
+    const fresh = unread.filter((id) => !found.has(id)).map((_id) => ({ _id, bytes: random(pseudonymBytes) }));
+    if (fresh.length === 0) return found;
+    const verdicts = await collection.insertMany(
+      fresh.map(({ _id, bytes }) => ({ _id, [fieldOf(epoch.number)]: wrap(epoch, "identity", _id, bytes, random) })),
+    );
+    for (const [i, { _id, bytes }] of fresh.entries())
+      if (verdicts[i] === "inserted") found.set(_id, pseudonymText(bytes));
     if (found.size === ids.length) return found;
   }
   throw new Error("the personal store neither takes nor has a row");
@@ -112,35 +134,31 @@ const readOrInsert = async (collection: Rows, random: Random, ids: readonly stri
 export const openPseudonyms = (options: {
   readonly collection: Rows;
   readonly identifierKey: KeyObject;
+  readonly epochs: EpochKeys;
   readonly random: Random;
   readonly cacheSize: number;
   readonly cacheMs: number;
   readonly clock: Clock;
 }): Pseudonyms => {
-  const { collection, identifierKey, random } = options;
-  const cache = openCache(options.cacheSize, options.cacheMs, options.clock);
-  const idOf = (identity: Identity): string =>
-    createHmac("sha256", identifierKey)
-      .update(lengthPrefixed("curfew/pseudonym/v1", identity.controller, identity.identifierType, identity.value))
-      .digest("hex");
+  const { identifierKey } = options;
+  // Under the HMAC, so that memory holds no identifier either.
+  const kept = openKept<string>(options.cacheSize, options.cacheMs, options.clock);
 
   const pseudonymsOf = async (identities: readonly Identity[]): Promise<string[]> => {
     if (identities.length > maxIdentities)
       throw new InvalidIdentity(`${identities.length} identities: at most ${maxIdentities} at once`);
-    for (const [i, identity] of identities.entries()) check(identity, i);
-    const ids = identities.map(idOf);
+    for (const [i, identity] of identities.entries()) checkIdentity(identity, i);
+    const ids = identities.map((identity) => identityId(identifierKey, identity));
     const known = new Map<string, string>();
     const unknown: string[] = [];
     for (const id of new Set(ids)) {
-      const pseudonym = cache.get(id);
+      const pseudonym = kept.get(id);
       if (pseudonym === undefined) unknown.push(id);
       else known.set(id, pseudonym);
     }
     if (unknown.length > 0)
-      for (const [id, pseudonym] of await readOrInsert(collection, random, unknown)) {
-        cache.set(id, pseudonym);
+      for (const [id, pseudonym] of await kept.read(unknown, (absent) => readOrInsert(options, absent)))
         known.set(id, pseudonym);
-      }
     return ids.map((id) => {
       const pseudonym = known.get(id);
       assert(pseudonym !== undefined, "every identity has its pseudonym");
@@ -150,6 +168,7 @@ export const openPseudonyms = (options: {
 
   return {
     pseudonymsOf,
+    drop: (pseudonym) => kept.drop((value) => value === pseudonym),
     pseudonymOf: async (identity) => {
       const [pseudonym] = await pseudonymsOf([identity]);
       assert(pseudonym !== undefined, "every identity has its pseudonym");

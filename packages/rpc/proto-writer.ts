@@ -82,6 +82,16 @@ export const text = (field: number, value: string): void => {
   if (value !== "") listedText(field, value);
 };
 
+export const bytes = (field: number, value: Uint8Array): void => {
+  const { length } = value;
+  if (length === 0) return;
+  reserve(12 + length);
+  chunk[end++] = (field << 3) | 2;
+  varint(length);
+  chunk.set(value, end);
+  end += length;
+};
+
 export const int32 = (field: number, value: number): void => {
   if (value === 0) return;
   reserve(12);

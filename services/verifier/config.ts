@@ -1,4 +1,4 @@
-import { address, list, string } from "@curfew/runtime/config.ts";
+import { address, list, optional, path, string } from "@curfew/runtime/config.ts";
 
 /** Settings beyond those that every service has (`packages/rpc/process.ts`). */
 export const verifierSpec = {
@@ -12,6 +12,12 @@ export const verifierSpec = {
     default: "curfew_personal",
     pattern: /^[a-z][a-z0-9_-]{0,37}$/,
   }),
+  personalKeysDir: optional(
+    path({
+      about: "directory of that database's keys, 0700, shared with the auditor; default: keysDir",
+      existing: "directory",
+    }),
+  ),
 } as const;
 
 /** The environment, read here and in main only. */

@@ -1,6 +1,10 @@
 import { create, toBinary } from "@bufbuild/protobuf";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import {
+  type DataSubjectErased,
+  ErasureAcknowledgedSchema,
+} from "@curfew/contracts/gen/curfew/events/v1/data_subjects_pb.ts";
+import {
   Outcome,
   UnknownAttemptsDeniedSchema,
   UseCompletedSchema,
@@ -11,9 +15,11 @@ import type { OutRecord } from "@curfew/event-log/bus.ts";
 import { encodedEvent } from "@curfew/event-log/envelope.ts";
 import { type EventType, eventTypeOf } from "@curfew/event-log/event-types.ts";
 import { partitionFor } from "@curfew/event-log/partition.ts";
+import { sealField } from "@curfew/personal-data/sealed-field.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { type Random, uuidV7 } from "@curfew/runtime/random.ts";
 import { currentTraceparent } from "@curfew/runtime/telemetry.ts";
+import type { Owner } from "./people.ts";
 import type { Attempts } from "./unknown-attempts.ts";
 import {
   encodeUseCompleted,
@@ -26,6 +32,7 @@ import {
 
 const decidedType = eventTypeOf(create(UseDecidedSchema));
 const completedType = eventTypeOf(create(UseCompletedSchema));
+const acknowledgedType = eventTypeOf(create(ErasureAcknowledgedSchema));
 const attemptsType = eventTypeOf(create(UnknownAttemptsDeniedSchema));
 
 /** The records of curfew.uses.v1. Their ce_id is made of the use's id, so that a report that is repeated repeats the same facts. */
@@ -41,6 +48,10 @@ export interface Facts {
     readonly traceparent: string | undefined;
   }): OutRecord;
   attempts(merged: Attempts, networkPseudonym: string): OutRecord;
+  /** Where a use came from; its address sealed, for this use alone. */
+  sourceOf(use: UseRequest, useId: string, owner: Owner | undefined): UseSourceFields;
+  /** This instance has nothing of the person any more. */
+  erasureAcknowledged(erased: DataSubjectErased, eventId: string): OutRecord;
   newUseId(): string;
 }
 
@@ -92,18 +103,33 @@ export const openFacts = (options: {
       });
       return record(attemptsType, `${useId}/attempts`, "", toBinary(UnknownAttemptsDeniedSchema, message));
     },
+    sourceOf: ({ presenterThumbprint, sourceCountry: country }, useId, owner) => {
+      if (!owner) return { addressPseudonym: "", presenterThumbprint, country };
+      const { pseudonym: addressPseudonym, key, address } = owner;
+      const place = { eventType: decidedType.type, field: "source.address", id: useId };
+      return {
+        addressPseudonym,
+        presenterThumbprint,
+        country,
+        address: sealField(key, addressPseudonym, place, address, random),
+      };
+    },
+    erasureAcknowledged: ({ pseudonym }, erasureEventId) => {
+      const message = create(ErasureAcknowledgedSchema, {
+        pseudonym,
+        consumer: instance,
+        erasureEventId,
+        acknowledgedAt: timestampFromMs(clock.now()),
+      });
+      const id = `${erasureEventId}/acknowledged/${instance}`;
+      return record(acknowledgedType, id, "", toBinary(ErasureAcknowledgedSchema, message));
+    },
     newUseId: () => uuidV7(clock.now(), random),
   };
 };
 
 /** What was asked for; what may name a person is none of these fields. */
 export const detailsOf = (use: UseRequest): UseDetailsFields => use;
-
-export const sourceOf = (use: UseRequest, addressPseudonym: string): UseSourceFields => ({
-  addressPseudonym,
-  presenterThumbprint: use.presenterThumbprint,
-  country: use.sourceCountry,
-});
 
 /** Times in requests that no clock of ours would give would break whoever reads them. */
 const maxSeconds = 253_402_300_799n; // the end of the year 9999

@@ -5,14 +5,14 @@ import type {
   ReportUsesRequest,
 } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import type { OutRecord } from "@curfew/event-log/bus.ts";
-import type { Pseudonyms } from "@curfew/personal-data/pseudonyms.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
-import { detailsOf, sourceOf } from "./facts.ts";
+import { detailsOf } from "./facts.ts";
+import type { Owner, People } from "./people.ts";
 import { impossibility, isCachedUseKnown, isCompletedUseKnown, unknownToken } from "./plausible.ts";
 import type { Fact } from "./recorder.ts";
 import type { RequestCheck } from "./requests.ts";
-import { freshWaitMs, pseudonymOf, type Verifier } from "./verify.ts";
+import { freshWaitMs, type Verifier } from "./verify.ts";
 
 /**
  * Uses that an SDK answered by itself, and what accesses touched, become facts as they are reported, in the name of the calling
@@ -50,24 +50,19 @@ const factsOf = async (
   const people = new Map<CachedUse | CompletedUse, string[]>();
   for (const [i, use] of cachedUses.entries())
     if (use.ended && use.ended.people.length > 0)
-      people.set(
-        use,
-        await pseudonymsOf(verifier.pseudonyms, use.ended.people, `cached_uses[${i}].ended.people`, check),
-      );
+      people.set(use, await pseudonymsOf(verifier.people, use.ended.people, `cached_uses[${i}].ended.people`, check));
   for (const [i, part] of completedUses.entries())
     if (part.people.length > 0)
-      people.set(part, await pseudonymsOf(verifier.pseudonyms, part.people, `completed_uses[${i}].people`, check));
+      people.set(part, await pseudonymsOf(verifier.people, part.people, `completed_uses[${i}].people`, check));
   check.assertRight();
-  const networks: string[] = [];
-  for (const [i, { use }] of cachedUses.entries()) {
-    const address = addresses[i];
-    networks.push(address && use ? await pseudonymOf(verifier, use, address) : "");
-  }
+  const owners: (Owner | undefined)[] = [];
+  for (const [i, { use }] of cachedUses.entries())
+    owners.push(use && addresses[i] ? await verifier.people.ownerOf(use, addresses[i]) : undefined);
   // Nothing is awaited between the records: a promise for each cost more than the record.
   const facts: Fact[] = [];
   for (const [i, use] of cachedUses.entries())
     facts.push({
-      record: cachedRecord(verifier, use, networks[i] ?? "", people.get(use) ?? nobody, request.instance, ctx),
+      record: cachedRecord(verifier, use, owners[i], people.get(use) ?? nobody, request.instance, ctx),
     });
   const completedAt = timestampFromMs(verifier.clock.now());
   for (const part of completedUses)
@@ -119,13 +114,13 @@ const checkPossible = (
 
 /** Each person once: the same one named twice in a part is one person touched. */
 const pseudonymsOf = async (
-  pseudonyms: Pseudonyms,
+  { pseudonymsOf: swap }: People,
   people: CompletedUse["people"],
   at: string,
   check: RequestCheck,
 ): Promise<string[]> => {
   try {
-    return [...new Set(await pseudonyms.pseudonymsOf(people))];
+    return [...new Set(await swap(people))];
   } catch (error) {
     if ((error as Error).name !== "InvalidIdentity") throw error;
     // Its message names the place in the batch, never the value.
@@ -137,7 +132,7 @@ const pseudonymsOf = async (
 const cachedRecord = (
   { fold, facts }: Verifier,
   cached: CachedUse,
-  addressPseudonym: string,
+  owner: Owner | undefined,
   people: string[],
   instance: string,
   ctx: CallContext,
@@ -154,7 +149,7 @@ const cachedRecord = (
     instance,
     reason,
     details: use && detailsOf(use),
-    source: use && sourceOf(use, addressPseudonym),
+    source: use && facts.sourceOf(use, useId.toLowerCase(), owner),
     instanceSequence,
     ended: ended && { outcome: ended.outcome, records: ended.records, people, unnamedPeople: ended.unnamedPeople },
   });

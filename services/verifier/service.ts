@@ -1,24 +1,25 @@
 import { timestampMs } from "@bufbuild/protobuf/wkt";
 import { openWatcher, type Watcher } from "@curfew/client/watch.ts";
-import type { DocumentStore } from "@curfew/document-store/port.ts";
-import type { Producer } from "@curfew/event-log/bus.ts";
+import type { OutRecord, Producer } from "@curfew/event-log/bus.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
-import { openPseudonyms, type PseudonymDoc } from "@curfew/personal-data/pseudonyms.ts";
+import type { PersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { type Feed, openFeed } from "@curfew/projection/feed.ts";
 import { openChannel } from "@curfew/rpc/channel.ts";
 import type { HealthState } from "@curfew/rpc/health.ts";
 import { type RunningService, type ServiceParts, serve } from "@curfew/rpc/replica.ts";
+import { followErasures } from "./erasures.ts";
 import { openFacts } from "./facts.ts";
 import { Fold } from "./fold.ts";
 import { verifierService } from "./grpc.ts";
+import { openPeople, type People } from "./people.ts";
 import { openRecentAnswers, type RecentAnswers } from "./recent-answers.ts";
 import { openRecorder } from "./recorder.ts";
 import { type Attempts, moreNetworks, openUnknownAttempts } from "./unknown-attempts.ts";
 import { openLiveWait, type Verifier } from "./verify.ts";
 
 export interface VerifierParts extends ServiceParts {
-  /** Pseudonyms, in its collection `identities`; shared with whoever erases. */
-  readonly personal: DocumentStore;
+  /** Pseudonyms and keys of people; shared with the auditor, who erases. */
+  readonly personal: PersonalStore;
   /** Replicas of revocation, host:port; at least one. */
   readonly revocationAddresses: readonly string[];
 }
@@ -31,8 +32,6 @@ const graceMs = 2_000;
 const lanes = 2;
 const prunePerEvent = 2;
 const prunePerTick = 2_000;
-const pseudonymCacheSize = 100_000;
-const pseudonymCacheMs = 300_000;
 const networkType = "network";
 
 /** What is open, in the order in which it is to be closed. */
@@ -54,7 +53,7 @@ export const openVerifier = async (parts: VerifierParts): Promise<RunningService
   const begin = async () => {
     const opened = await openParts(parts, closing.signal, closers, failed.reject);
     if (!opened) return;
-    await opened.feed.caughtUp;
+    await Promise.all([opened.feed.caughtUp, opened.erasures.caughtUp]);
     verifier = opened;
     await keepHealth(parts, opened, server.health, closing.signal, ready.resolve);
   };
@@ -90,8 +89,8 @@ const openParts = async (
   signal: AbortSignal,
   closers: Closers,
   fail: (error: Error) => void,
-): Promise<Verifier | undefined> => {
-  const { bus, clock, random, log, instance, keyring, identity, caPem, trustDomain } = parts;
+): Promise<(Verifier & { readonly erasures: Feed }) | undefined> => {
+  const { bus, clock, random, log, instance, keyring, identity, caPem, trustDomain, personal, exclusive } = parts;
   const partitions = await partitionsOf(parts, signal);
   if (partitions === undefined) return undefined;
   const facts = openFacts({ partitions, instance, clock, random });
@@ -100,19 +99,12 @@ const openParts = async (
     producers.push(await bus.openProducer({ topic: topicNames.uses, name: `verifier/${instance}.${lane}` }));
   const recorder = openRecorder({ producers, clock, log });
   closers.push(() => recorder.close());
-  const pseudonyms = openPseudonyms({
-    collection: await parts.personal.collection<PseudonymDoc>("identities"),
-    identifierKey: keyring.secretKey("identifiers"),
-    random,
-    cacheSize: pseudonymCacheSize,
-    cacheMs: pseudonymCacheMs,
-    clock,
-  });
+  const people = openPeople({ personal, random, clock });
   const unknownAttempts = openUnknownAttempts({
     clock,
     log,
     publish: async (attempts) => {
-      const names = await networkPseudonyms(parts, pseudonyms, attempts);
+      const names = await networkPseudonyms(parts, people, attempts);
       await recorder.follow(attempts.map((merged, i) => facts.attempts(merged, names[i] ?? "")));
     },
   });
@@ -131,6 +123,10 @@ const openParts = async (
     },
   });
   feed.failed.catch(fail);
+  const publish = (records: readonly OutRecord[]) => recorder.follow(records);
+  const erasures = await followErasures({ personal, bus, people, facts, publish, instance, exclusive, clock, log });
+  erasures.failed.catch(fail);
+  closers.push(() => erasures.close());
   if (signal.aborted) {
     await feed.close();
     return undefined;
@@ -154,7 +150,7 @@ const openParts = async (
     return ends.map((end, partition) => ({ topic: topicNames.tokens, partition, offset: BigInt(end) }));
   };
   const asking = { fold, feed, watcher, recentAnswers, tokensEnd, liveWithin, keyring, clock };
-  return { ...asking, recorder, facts, unknownAttempts, pseudonyms, instance };
+  return { ...asking, recorder, facts, unknownAttempts, people, instance, erasures };
 };
 
 const openFoldWatcher = (
@@ -185,13 +181,13 @@ const openFoldWatcher = (
 /** Under the first controller that the resource service is listed for: the merged attempts may have named several. */
 const networkPseudonyms = async (
   { organisation }: VerifierParts,
-  pseudonyms: Verifier["pseudonyms"],
+  people: People,
   attempts: readonly Attempts[],
 ): Promise<string[]> => {
   const named = attempts.filter(({ network }) => network !== "" && network !== moreNetworks);
   const controllerOf = (name: string) =>
     organisation.resourceServices.find((service) => service.name === name)?.controllers[0] ?? name;
-  const found = await pseudonyms.pseudonymsOf(
+  const found = await people.pseudonymsOf(
     named.map(({ resourceService, network }) => ({
       controller: controllerOf(resourceService),
       identifierType: networkType,

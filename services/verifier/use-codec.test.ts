@@ -15,6 +15,8 @@ const int64 = fc.oneof(
 );
 const time = fc.record({ seconds: int64, nanos: int32 });
 const absent = { requiredKeys: [] };
+const bytes = fc.uint8Array({ maxLength: 300 });
+const sealed = fc.record({ pseudonym: text, salt: bytes, commitment: bytes, ciphertext: bytes }, absent);
 
 const decided = fc.record(
   {
@@ -39,7 +41,7 @@ const decided = fc.record(
       },
       absent,
     ),
-    source: fc.record({ addressPseudonym: text, presenterThumbprint: text, country: text }, absent),
+    source: fc.record({ addressPseudonym: text, presenterThumbprint: text, country: text, address: sealed }, absent),
     instanceSequence: int64,
     ended: fc.record(
       { outcome: int32, records: int64, people: fc.array(text, { maxLength: 20 }), unnamedPeople: int64 },

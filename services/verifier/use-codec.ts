@@ -1,3 +1,4 @@
+import type { SealedField } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import type {
   UseCompleted,
   UseDecided,
@@ -5,7 +6,7 @@ import type {
   UseEnded,
   UseSource,
 } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
-import { int32, int64, listedText, nested, text, time, written } from "@curfew/rpc/proto-writer.ts";
+import { bytes, int32, int64, listedText, nested, text, time, written } from "@curfew/rpc/proto-writer.ts";
 
 /**
  * The events of uses, encoded field by field from what is at hand: messages made only to be encoded, and encoding them from
@@ -16,7 +17,10 @@ type Fields<M> = Omit<M, "$typeName" | "$unknown">;
 type Optional<M, K extends keyof M> = Omit<M, K> & { readonly [P in K]?: M[P] | undefined };
 
 export type UseDetailsFields = Readonly<Fields<UseDetails>>;
-export type UseSourceFields = Readonly<Fields<UseSource>>;
+export type SealedFieldFields = Readonly<Fields<SealedField>>;
+export type UseSourceFields = Readonly<Omit<Fields<UseSource>, "address">> & {
+  readonly address?: SealedFieldFields | undefined;
+};
 export type UseEndedFields = Readonly<Fields<UseEnded>>;
 export type UseDecidedFields = Readonly<
   Optional<Omit<Fields<UseDecided>, "details" | "source" | "decidedAt" | "ended">, "instanceSequence">
@@ -46,10 +50,18 @@ const details = (of: UseDetailsFields): void => {
   int32(8, of.action);
 };
 
+const sealed = (of: SealedFieldFields): void => {
+  text(1, of.pseudonym);
+  bytes(2, of.salt);
+  bytes(3, of.commitment);
+  bytes(4, of.ciphertext);
+};
+
 const source = (of: UseSourceFields): void => {
   text(1, of.addressPseudonym);
   text(2, of.presenterThumbprint);
   text(3, of.country);
+  nested(4, of.address, sealed);
 };
 
 const ended = (of: UseEndedFields): void => {

@@ -9,7 +9,6 @@ import type {
   VerifyTokenResponseSchema,
 } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import type { Keyring } from "@curfew/keyring/keyring.ts";
-import type { Pseudonyms } from "@curfew/personal-data/pseudonyms.ts";
 import type { Feed } from "@curfew/projection/feed.ts";
 import { type AtLeast, past } from "@curfew/projection/progress.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
@@ -18,8 +17,9 @@ import { digest, secretHash } from "@curfew/token-format/digest.ts";
 import { parseSecret } from "@curfew/token-format/secret.ts";
 import type { Address } from "./address.ts";
 import { type Decision, decide, lifeOf, needsFreshness } from "./decide.ts";
-import { detailsOf, type Facts, sourceOf } from "./facts.ts";
+import { detailsOf, type Facts } from "./facts.ts";
 import { digestKey, endOf, type Fold, type Generation } from "./fold.ts";
+import type { Owner, People } from "./people.ts";
 import type { RecentAnswers } from "./recent-answers.ts";
 import type { Fact, Recorder } from "./recorder.ts";
 import type { UnknownAttempts } from "./unknown-attempts.ts";
@@ -37,7 +37,7 @@ export interface Verifier {
   readonly recorder: Recorder;
   readonly facts: Facts;
   readonly unknownAttempts: UnknownAttempts;
-  readonly pseudonyms: Pseudonyms;
+  readonly people: People;
   readonly keyring: Keyring;
   readonly instance: string;
   readonly clock: Clock;
@@ -61,7 +61,6 @@ interface Pending {
 
 /** How long a request waits for this replica to become fresh, or to have read what it names. */
 export const freshWaitMs = 250;
-export const addressType = "address";
 
 /** Answers uses of one call: each on its own, all made durable together. */
 export const verifyUses = async (
@@ -96,7 +95,7 @@ const decideUse = (verifier: Verifier, asked: AskedUse, ctx: CallContext): Pendi
     !hash || !needsFreshness(decision.reason) || (request.atLeast.length === 0 && verifier.watcher.isLive());
   if (!isFinal)
     return decideFresh(verifier, asked, hash, ctx).then((fresh) => withAddress(verifier, asked, fresh, ctx));
-  return address ? withAddress(verifier, asked, decision, ctx) : recorded(verifier, asked, decision, "", ctx);
+  return address ? withAddress(verifier, asked, decision, ctx) : recorded(verifier, asked, decision, undefined, ctx);
 };
 
 const malformed: Decision = { reason: Reason.MALFORMED, generation: undefined };
@@ -104,15 +103,15 @@ const malformed: Decision = { reason: Reason.MALFORMED, generation: undefined };
 const isUnknown = ({ reason }: Decision): boolean => reason === Reason.MALFORMED || reason === Reason.UNKNOWN;
 
 const withAddress = async (verifier: Verifier, asked: AskedUse, decision: Decision, ctx: CallContext) => {
-  const pseudonym = isUnknown(decision) ? "" : await pseudonymOf(verifier, asked.use, asked.address);
-  return recorded(verifier, asked, decision, pseudonym, ctx);
+  const owner = isUnknown(decision) ? undefined : await verifier.people.ownerOf(asked.use, asked.address);
+  return recorded(verifier, asked, decision, owner, ctx);
 };
 
 const recorded = (
   { facts, instance, clock, unknownAttempts }: Verifier,
   { use, address }: AskedUse,
   decision: Decision,
-  addressPseudonym: string,
+  owner: Owner | undefined,
   ctx: CallContext,
 ): Pending => {
   const { reason, generation } = decision;
@@ -133,7 +132,7 @@ const recorded = (
     instance,
     reason,
     details: detailsOf(use),
-    source: sourceOf(use, addressPseudonym),
+    source: facts.sourceOf(use, useId, owner),
   });
   const { traceparent } = record.headers;
   const unanswered = () => facts.unanswered({ useId, tokenId, resourceService, traceparent });
@@ -195,13 +194,6 @@ const find = ({ fold, keyring }: Verifier, hash: Uint8Array): Generation | undef
   }
   return undefined;
 };
-
-export const pseudonymOf = async (
-  { pseudonyms }: Verifier,
-  { controller }: UseRequest,
-  address: Address | undefined,
-): Promise<string> =>
-  address ? pseudonyms.pseudonymOf({ controller, identifierType: addressType, value: address.text }) : "";
 
 /** The last step: an answer that would allow is checked again, and where it may not be given, the log says so. */
 const answer = (verifier: Verifier, { decision, useId }: Pending, ctx: CallContext): Response => {

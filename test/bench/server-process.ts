@@ -1,5 +1,6 @@
 import { writeFileSync } from "node:fs";
 import { Session } from "node:inspector";
+import { join } from "node:path";
 import { isMessage } from "@bufbuild/protobuf";
 import { EvidenceMode } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import type { TokenIssued } from "@curfew/contracts/gen/curfew/events/v1/tokens_pb.ts";
@@ -7,6 +8,7 @@ import { UseCompletedSchema, UseDecidedSchema } from "@curfew/contracts/gen/curf
 import { encodeEvent, readEvent } from "@curfew/event-log/envelope.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openIssuer } from "@curfew/issuer/service.ts";
+import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { openRevocation } from "@curfew/revocation/service.ts";
 import type { RunningService, ServiceParts } from "@curfew/rpc/replica.ts";
 import { openTestSuite, type TestSuite, trustDomain } from "@curfew/rpc/testing/suite.ts";
@@ -97,7 +99,12 @@ const openServices = async (suite: TestSuite, names: readonly ServiceName[]) => 
     if (name === "revocation") running.set(name, await openRevocation(await parts(name)));
     if (name === "verifier") {
       const revocationAddresses = [`localhost:${running.get("revocation")?.port}`];
-      const personal = await suite.store("personal");
+      const personal = await openPersonalStore({
+        store: await suite.store("personal"),
+        keysDir: join(suite.dir, "keys"),
+        random: systemRandom,
+        clock: suite.clock,
+      });
       running.set(name, await openVerifier({ ...(await parts(name)), personal, revocationAddresses }));
     }
   }

@@ -2,6 +2,7 @@ import { spawn } from "node:child_process";
 import { randomUUID, X509Certificate } from "node:crypto";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { inspect } from "node:util";
 import { timestampMs } from "@bufbuild/protobuf/wkt";
@@ -20,6 +21,7 @@ import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openIssuer } from "@curfew/issuer/service.ts";
 import { generateKeyPair } from "@curfew/keyring/hpke.ts";
+import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { openRevocation } from "@curfew/revocation/service.ts";
 import type { WatchLimits } from "@curfew/revocation/watch-limits.ts";
 import { openChannel } from "@curfew/rpc/channel.ts";
@@ -54,14 +56,15 @@ const at = (service: RunningService) => `localhost:${service.port}`;
 
 const open = async (policy = "evidence: batched", limits: Partial<WatchLimits> = {}) => {
   suite = await openTestSuite();
-  const personal = await openSqliteStore({ file: ":memory:" });
+  const store = await openSqliteStore({ file: ":memory:" });
   closers.push(
-    () => personal.close(),
+    () => store.close(),
     () => suite.close(),
   );
   const issuer = await suite.use(openIssuer(await suite.parts("issuer")));
   const revocation = await suite.use(openRevocation(await suite.parts("revocation"), { limits }));
   const parts = await suite.parts("verifier");
+  const personal = await openPersonalStore({ ...parts, store, keysDir: join(suite.dir, "keys") });
   const verifier = await suite.use(openVerifier({ ...parts, personal, revocationAddresses: [at(revocation)] }));
   services = { issuer, revocation, verifier };
   const admin = await suite.client(IssuerService, issuer, "person/ada");

@@ -11,9 +11,10 @@ import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
 import type { InRecord } from "@curfew/event-log/bus.ts";
 import { encodeEvent, readEvent } from "@curfew/event-log/envelope.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
-import { topicNames } from "@curfew/event-log/event-types.ts";
+import { eventTypeOf, topicNames } from "@curfew/event-log/event-types.ts";
 import { openSqliteBus } from "@curfew/event-log/sqlite.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
+import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { openClient } from "@curfew/rpc/client.ts";
 import { createIdentitySource } from "@curfew/rpc/credentials.ts";
 import { issue, newAuthority, trustDomain } from "@curfew/rpc/testing/harness.ts";
@@ -54,7 +55,7 @@ export const openVerifierSuite = async (options: { readonly readUses?: boolean }
   const dir = mkdtempSync(join(tmpdir(), "curfew-verifier-"));
   const authority = await newAuthority();
   const store = await openSqliteStore({ file: join(dir, "producers.db") });
-  const personal = await openSqliteStore({ file: join(dir, "personal.db") });
+  const personalStore = await openSqliteStore({ file: join(dir, "personal.db") });
   const sqlite = await openSqliteBus({
     file: join(dir, "bus.db"),
     epochs: await store.collection<EpochRow>("epochs"),
@@ -62,7 +63,9 @@ export const openVerifierSuite = async (options: { readonly readUses?: boolean }
     topics,
   });
   const gate = gateBus(sqlite, topicNames.uses);
-  const keyring = openKeyring({ dir: join(dir, "keys"), random: systemRandom, clock: systemClock });
+  const keysDir = join(dir, "keys");
+  const keyring = openKeyring({ dir: keysDir, random: systemRandom, clock: systemClock });
+  const personal = await openPersonalStore({ store: personalStore, keysDir, random: systemRandom, clock: systemClock });
   const logged: string[] = [];
   const log = openLog({ service: "verifier", level: "debug", write: (line) => void logged.push(line) });
   let revocation = await openTestRevocation({ authority, bus: sqlite });
@@ -119,6 +122,7 @@ export const openVerifierSuite = async (options: { readonly readUses?: boolean }
     uses,
     logged,
     keyring,
+    personal,
     start,
     revocation: () => revocation,
     stopRevocation: () => revocation.close(),
@@ -140,10 +144,10 @@ export const openVerifierSuite = async (options: { readonly readUses?: boolean }
     },
     /** On the topic where it belongs; answers its position. */
     publish: async (message: Message) => {
-      const topic = message.$typeName.endsWith("TokenRevoked") ? topicNames.revocations : topicNames.tokens;
+      const { topic } = eventTypeOf(message);
       const producer = producers.get(topic) ?? (await sqlite.openProducer({ topic, name: "tester/1" }));
       producers.set(topic, producer);
-      const { tokenId } = message as Message & { tokenId: string };
+      const { tokenId = "subjects/one" } = message as Message & { tokenId?: string };
       const nowMs = systemClock.now();
       const traceparent = `00-${"1".repeat(32)}-${"2".repeat(16)}-00`;
       const event = encodeEvent(message, {
@@ -178,7 +182,7 @@ export const openVerifierSuite = async (options: { readonly readUses?: boolean }
       for (const close of closers.toReversed()) await close();
       await revocation.close();
       await sqlite.close();
-      await Promise.all([store.close(), personal.close()]);
+      await Promise.all([store.close(), personalStore.close()]);
       rmSync(dir, { recursive: true });
     },
   };

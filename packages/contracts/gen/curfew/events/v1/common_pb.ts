@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file curfew/events/v1/common.proto.
  */
 export const file_curfew_events_v1_common: GenFile = /*@__PURE__*/
-  fileDesc("Ch1jdXJmZXcvZXZlbnRzL3YxL2NvbW1vbi5wcm90bxIQY3VyZmV3LmV2ZW50cy52MSI8CghQb3NpdGlvbhINCgV0b3BpYxgBIAEoCRIRCglwYXJ0aXRpb24YAiABKAUSDgoGb2Zmc2V0GAMgASgDIhoKBUFjdG9yEhEKCXNwaWZmZV9pZBgBIAEoCSLnAQoFR3JhbnQSDgoGc2NvcGVzGAEgAygJEhEKCXJlc291cmNlcxgCIAMoCRIRCglhdWRpZW5jZXMYAyADKAkSEAoIcHVycG9zZXMYBCADKAkSFwoPZGF0YV9jYXRlZ29yaWVzGAUgAygJEh4KFmNlcnRpZmljYXRlX3RodW1icHJpbnQYBiABKAkSJgoDdHRsGAcgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjUKDWV2aWRlbmNlX21vZGUYCCABKA4yHi5jdXJmZXcuZXZlbnRzLnYxLkV2aWRlbmNlTW9kZSIqCgZEaWdlc3QSEQoJcGVwcGVyX2lkGAEgASgJEg0KBXZhbHVlGAIgASgMKmYKDEV2aWRlbmNlTW9kZRIdChlFVklERU5DRV9NT0RFX1VOU1BFQ0lGSUVEEAASHAoYRVZJREVOQ0VfTU9ERV9CRUZPUkVfVVNFEAESGQoVRVZJREVOQ0VfTU9ERV9CQVRDSEVEEAIqTgoIRGVsaXZlcnkSGAoUREVMSVZFUllfVU5TUEVDSUZJRUQQABITCg9ERUxJVkVSWV9TRUFMRUQQARITCg9ERUxJVkVSWV9ESVJFQ1QQAmIGcHJvdG8z", [file_google_protobuf_duration]);
+  fileDesc("Ch1jdXJmZXcvZXZlbnRzL3YxL2NvbW1vbi5wcm90bxIQY3VyZmV3LmV2ZW50cy52MSI8CghQb3NpdGlvbhINCgV0b3BpYxgBIAEoCRIRCglwYXJ0aXRpb24YAiABKAUSDgoGb2Zmc2V0GAMgASgDIhoKBUFjdG9yEhEKCXNwaWZmZV9pZBgBIAEoCSLnAQoFR3JhbnQSDgoGc2NvcGVzGAEgAygJEhEKCXJlc291cmNlcxgCIAMoCRIRCglhdWRpZW5jZXMYAyADKAkSEAoIcHVycG9zZXMYBCADKAkSFwoPZGF0YV9jYXRlZ29yaWVzGAUgAygJEh4KFmNlcnRpZmljYXRlX3RodW1icHJpbnQYBiABKAkSJgoDdHRsGAcgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjUKDWV2aWRlbmNlX21vZGUYCCABKA4yHi5jdXJmZXcuZXZlbnRzLnYxLkV2aWRlbmNlTW9kZSIqCgZEaWdlc3QSEQoJcGVwcGVyX2lkGAEgASgJEg0KBXZhbHVlGAIgASgMIlYKC1NlYWxlZEZpZWxkEhEKCXBzZXVkb255bRgBIAEoCRIMCgRzYWx0GAIgASgMEhIKCmNvbW1pdG1lbnQYAyABKAwSEgoKY2lwaGVydGV4dBgEIAEoDCpmCgxFdmlkZW5jZU1vZGUSHQoZRVZJREVOQ0VfTU9ERV9VTlNQRUNJRklFRBAAEhwKGEVWSURFTkNFX01PREVfQkVGT1JFX1VTRRABEhkKFUVWSURFTkNFX01PREVfQkFUQ0hFRBACKk4KCERlbGl2ZXJ5EhgKFERFTElWRVJZX1VOU1BFQ0lGSUVEEAASEwoPREVMSVZFUllfU0VBTEVEEAESEwoPREVMSVZFUllfRElSRUNUEAJiBnByb3RvMw", [file_google_protobuf_duration]);
 
 /**
  * A place in a topic.
@@ -169,6 +169,51 @@ export type Digest = Message<"curfew.events.v1.Digest"> & {
  */
 export const DigestSchema: GenMessage<Digest> = /*@__PURE__*/
   messageDesc(file_curfew_events_v1_common, 3);
+
+/**
+ * Personal data, readable with its person's key alone: AES-256-GCM with a commitment to the key. HKDF-SHA256 over the key and the salt, with
+ * info = the context, makes key (32 bytes), nonce (12) and commitment (32). Context, also the associated data, each part behind its length
+ * (4 bytes, big-endian): "curfew/sealed-field/v1", pseudonym, CloudEvents type, name of the field, id of the fact. Sealed is a text behind its
+ * length (2 bytes, big-endian), padded with zeros to 64, 256 or 1,024 bytes.
+ *
+ * @generated from message curfew.events.v1.SealedField
+ */
+export type SealedField = Message<"curfew.events.v1.SealedField"> & {
+  /**
+   * Whose key: the person's pseudonym.
+   *
+   * @generated from field: string pseudonym = 1;
+   */
+  pseudonym: string;
+
+  /**
+   * 16 bytes, fresh for each field.
+   *
+   * @generated from field: bytes salt = 2;
+   */
+  salt: Uint8Array;
+
+  /**
+   * 32 bytes: no other key opens it.
+   *
+   * @generated from field: bytes commitment = 3;
+   */
+  commitment: Uint8Array;
+
+  /**
+   * Ciphertext, then the tag of 16 bytes.
+   *
+   * @generated from field: bytes ciphertext = 4;
+   */
+  ciphertext: Uint8Array;
+};
+
+/**
+ * Describes the message curfew.events.v1.SealedField.
+ * Use `create(SealedFieldSchema)` to create a new message.
+ */
+export const SealedFieldSchema: GenMessage<SealedField> = /*@__PURE__*/
+  messageDesc(file_curfew_events_v1_common, 4);
 
 /**
  * When uses of a token become durable relative to the answer.
