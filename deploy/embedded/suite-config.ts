@@ -1,17 +1,19 @@
 import { readFileSync } from "node:fs";
+import { parseWitnesses, type Witnessing } from "@curfew/auditor/witness-settings.ts";
 import { ConfigError } from "@curfew/runtime/config.ts";
 import { type Organisation, parseOrganisation } from "@curfew/runtime/organisation.ts";
 import { parseDocument, stringify } from "yaml";
 
-/** What one installation is told: the trust domain, the organisation, who is paged. */
+/** What one installation is told: the trust domain, the organisation, who is paged, who cosigns the ledger. */
 export interface SuiteConfig {
   readonly trustDomain: string;
   readonly organisation: Organisation;
+  readonly witnessing?: Witnessing;
   /** The sections as they were written, for processes that read them from files of their own. */
   readonly sections: { readonly organisation: string; readonly paging: string };
 }
 
-const known = ["trust_domain", "organisation", "paging"];
+const known = ["trust_domain", "organisation", "paging", "witnesses"];
 const trustDomainPattern = /^[a-z0-9](?:[a-z0-9.-]{0,253}[a-z0-9])?$/;
 
 const problemsOf = <T>(read: () => T, problems: string[]): T | undefined => {
@@ -50,6 +52,7 @@ export const readSuiteConfig = (file: string, checkPaging: (yaml: string) => unk
   const sections = { organisation: stringify(top.organisation ?? {}), paging: stringify(top.paging ?? {}) };
   const organisation = problemsOf(() => parseOrganisation(sections.organisation), problems);
   problemsOf(() => checkPaging(sections.paging), problems);
+  const witnessing = problemsOf(() => parseWitnesses(top.witnesses), problems);
   if (problems.length > 0 || !organisation) throw new ConfigError(problems.map(inFile));
-  return { trustDomain: trustDomain as string, organisation, sections };
+  return { trustDomain: trustDomain as string, organisation, ...(witnessing && { witnessing }), sections };
 };

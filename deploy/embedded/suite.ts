@@ -149,6 +149,7 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
         ...parts("auditor"),
         epochs: databases.epochs,
         ledgerDir: join(dataDir, "ledger"),
+        ...(config.witnessing && { witnessing: config.witnessing }),
         ledgerListen: { host: "localhost", port: options.port === 0 ? 0 : options.port + serviceNames.length },
       }),
     );

@@ -9,6 +9,7 @@ import { scan } from "./commands/scan.ts";
 import { token } from "./commands/token.ts";
 import { verify } from "./commands/verify.ts";
 import { verifyToken } from "./commands/verify-token.ts";
+import { witness } from "./commands/witness.ts";
 import { completion } from "./completion.ts";
 import { exitCodesText, failureOf } from "./exit.ts";
 
@@ -29,6 +30,7 @@ const routes = buildRouteMap({
     audit,
     verify,
     restore,
+    witness,
     completion,
   },
 });

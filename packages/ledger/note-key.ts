@@ -124,22 +124,35 @@ const privateKeyOf = (seed: Buffer): KeyObject =>
 
 const SIGNER_PREFIX = "PRIVATE+KEY+";
 
-/** Reads a signer key text of type 01, `PRIVATE+KEY+name+<8 hex>+base64(01 ‖ seed)`. Throws a `NoteError` that repeats none of it. */
-export const parseSignerKey = (text: string): NoteSigner => {
+const parseSecret = (text: string, wanted: number): { name: string; privateKey: KeyObject } => {
   if (!text.startsWith(SIGNER_PREFIX)) throw new NoteError("malformed note key");
   const { name, type, raw } = parseKeyText(text.slice(SIGNER_PREFIX.length), (seed) =>
     rawPublicKey(privateKeyOf(seed)),
   );
-  if (type !== ED25519) throw new NoteError("not a key that signs notes");
-  return noteSigner(name, privateKeyOf(raw));
+  if (type !== wanted) throw new NoteError(`not a key of type ${wanted}`);
+  return { name, privateKey: privateKeyOf(raw) };
+};
+
+const secretText = (name: string, type: number, privateKey: KeyObject): string => {
+  if (privateKey.type !== "private") throw new NoteError("a private key is wanted");
+  const id = keyIdText(name, type, rawPublicKey(privateKey));
+  const seed = privateKey.export({ format: "der", type: "pkcs8" }).subarray(pkcs8Prefix.length);
+  return `${SIGNER_PREFIX}${name}+${id}+${Buffer.concat([Buffer.of(type), seed]).toString("base64")}`;
+};
+
+/** Reads a signer key text of type 01, `PRIVATE+KEY+name+<8 hex>+base64(01 ‖ seed)`. Throws a `NoteError` that repeats none of it. */
+export const parseSignerKey = (text: string): NoteSigner => {
+  const { name, privateKey } = parseSecret(text, ED25519);
+  return noteSigner(name, privateKey);
 };
 
 /** The signer key text of an Ed25519 private key: a secret. */
-export const signerKeyText = (name: string, privateKey: KeyObject): string => {
-  if (privateKey.type !== "private") throw new NoteError("a private key is wanted");
-  const [id] = verifierKeyText(name, privateKey)
-    .slice(name.length + 1)
-    .split("+");
-  const seed = privateKey.export({ format: "der", type: "pkcs8" }).subarray(pkcs8Prefix.length);
-  return `${SIGNER_PREFIX}${name}+${id}+${Buffer.concat([Buffer.of(ED25519), seed]).toString("base64")}`;
-};
+export const signerKeyText = (name: string, privateKey: KeyObject): string => secretText(name, ED25519, privateKey);
+
+/** Reads the same of a witness's key, type 04. Throws a `NoteError` that repeats none of it. */
+export const parseCosignerKey = (text: string): { readonly name: string; readonly privateKey: KeyObject } =>
+  parseSecret(text, ED25519_COSIGNATURE);
+
+/** The signer key text of a witness's private key: a secret. */
+export const cosignerSecretText = (name: string, privateKey: KeyObject): string =>
+  secretText(name, ED25519_COSIGNATURE, privateKey);

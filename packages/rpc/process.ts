@@ -292,6 +292,7 @@ export const runService = async <const S extends Spec>(program: ServiceProgram<S
     await Promise.race([service.ready, service.failed]);
     await service.failed;
   } catch (err) {
+    if (err instanceof ConfigError) complain(name, err.problems);
     if (["NotPrivate", "KeyringError", "AddressUnavailable"].includes((err as Error).name))
       complain(name, [(err as Error).message]);
     log.error({ err }, "cannot go on");

@@ -1,4 +1,5 @@
 import { address, ConfigError, integer, optional, string } from "@curfew/runtime/config.ts";
+import { witnessAllow, witnessPolicyFile } from "./witness-settings.ts";
 
 /** Settings beyond those that every service has (`packages/rpc/process.ts`). */
 export const auditorSpec = {
@@ -27,12 +28,22 @@ export const auditorSpec = {
         "directory that is kept a c2sp.org/tlog-tiles log of the ledger, by the replica that seals: replicas share it; default: none",
     }),
   ),
+  witnessPolicyFile: optional(witnessPolicyFile),
+  witnessAllow,
 } as const;
 
 /** Throws ConfigError where settings do not go together. */
-export const checkLedger = ({ ledgerDir, ledgerListen }: { ledgerDir?: unknown; ledgerListen?: unknown }): void => {
-  if (ledgerListen && !ledgerDir)
-    throw new ConfigError(["CURFEW_LEDGER_LISTEN needs CURFEW_LEDGER_DIR, which it serves"]);
+export const checkLedger = (given: {
+  readonly ledgerDir?: unknown;
+  readonly ledgerListen?: unknown;
+  readonly witnessPolicyFile?: unknown;
+}): void => {
+  if (given.ledgerDir) return;
+  const problems: string[] = [];
+  if (given.ledgerListen) problems.push("CURFEW_LEDGER_LISTEN needs CURFEW_LEDGER_DIR, which it serves");
+  if (given.witnessPolicyFile)
+    problems.push("CURFEW_WITNESS_POLICY_FILE needs CURFEW_LEDGER_DIR, whose checkpoint is cosigned");
+  if (problems.length > 0) throw new ConfigError(problems);
 };
 
 /** The environment, read here and in main only. */

@@ -9,11 +9,10 @@ await runService({
   name: "auditor",
   spec: auditorSpec,
   env: environment,
-  open: async (
-    parts,
-    { mongoUrl, mongoTls, producersDatabase, caFile, identityDir, ledgerOrigin, ledgerDir, ledgerListen, minInsync },
-  ) => {
-    checkLedger({ ledgerDir, ledgerListen });
+  open: async (parts, config) => {
+    checkLedger(config);
+    const { mongoUrl, mongoTls, producersDatabase, caFile, identityDir } = config;
+    const { ledgerOrigin, ledgerDir, ledgerListen, minInsync, witnessPolicyFile, witnessAllow } = config;
     const producers = await openMongoStore({
       url: mongoUrl,
       database: producersDatabase,
@@ -28,6 +27,7 @@ await runService({
       ...(ledgerDir && { ledgerDir }),
       ...(ledgerListen && { ledgerListen }),
       ...(minInsync !== undefined && { minInsync }),
+      ...(witnessPolicyFile && { witnessing: { policy: witnessPolicyFile, allow: witnessAllow } }),
     });
     const close = async () => {
       await service.close();

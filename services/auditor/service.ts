@@ -16,11 +16,13 @@ import {
   serve,
 } from "@curfew/rpc/replica.ts";
 import type { AnyHandler, BoundService, CallContext } from "@curfew/rpc/service-definition.ts";
+import { openOutbound } from "@curfew/runtime/outbound.ts";
+import { openCosigned } from "./cosigned.ts";
 import { type BatchDoc, LedgerBroken } from "./domain.ts";
 import { openDriftLog } from "./drift-log.ts";
 import { openFollower } from "./follower.ts";
 import { auditorService } from "./grpc.ts";
-import { Interrupted, openLedger, sealOf } from "./ledger.ts";
+import { Interrupted, type Ledger, openLedger, sealOf } from "./ledger.ts";
 import { openProjection, openReadModels } from "./projections.ts";
 import { openGapReporter } from "./reactions.ts";
 import { sealUntil } from "./sealer.ts";
@@ -28,6 +30,8 @@ import { publishSiem } from "./siem/publisher.ts";
 import { publishTiles, type TileLogParts } from "./tile-log.ts";
 import { openTileServer } from "./tile-server.ts";
 import { openTopicWatch } from "./topic-watch.ts";
+import type { Witnessing } from "./witness-settings.ts";
+import { checkPolicy, openWitnesses, type WitnessStatus } from "./witnesses.ts";
 
 const name = "auditor";
 const closeGraceMs = 1_000;
@@ -44,6 +48,15 @@ export type AuditorServiceParts = ServiceParts & {
   readonly minInsync?: number;
   /** Where that log is served over plain HTTP, read-only; absent: nowhere. Needs `ledgerDir`. */
   readonly ledgerListen?: { readonly host: string; readonly port: number };
+  /** Whose cosignatures the checkpoint of `ledgerDir` waits for; absent: nobody's. */
+  readonly witnessing?: Witnessing;
+};
+
+export type Auditor = RunningService & {
+  /** Where the ledger's files are served, if they are. */
+  readonly ledgerUrl?: string;
+  /** How it stands with the witnesses, if there are any. Rejects with StoreUnavailable. */
+  readonly witnesses?: () => Promise<WitnessStatus>;
 };
 
 /** SERVING while the database answers: without it there is nothing to answer from. Without the bus what is sealed can still be read. */
@@ -118,15 +131,34 @@ const sealing =
     }
   };
 
-/** The ledger's files and their server, as far as they are wanted. */
-const openTiles = async (parts: AuditorServiceParts, of: Pick<TileLogParts, "batches" | "seal" | "latest">) => {
+/** Throws ConfigError for a policy that is not for this ledger. */
+const openWitnessing = async ({ witnessing, store, clock, log }: AuditorServiceParts, verifierKey: string) => {
+  if (!witnessing) return undefined;
+  const { policy, allow } = witnessing;
+  checkPolicy(policy, verifierKey);
+  const rows = await openCosigned(store);
+  return { rows, witnesses: openWitnesses({ policy, outbound: openOutbound({ allow, clock }), rows, clock, log }) };
+};
+
+/** The ledger's files, who cosigns them, and their server, as far as they are wanted. */
+const openTiles = async (
+  parts: AuditorServiceParts,
+  of: Pick<TileLogParts, "batches" | "latest"> & { readonly ledger: Ledger },
+) => {
   const { ledgerDir, ledgerListen, clock, log } = parts;
+  const { batches, latest, ledger } = of;
   const files = ledgerDir === undefined ? undefined : openDirectory(ledgerDir, parts);
+  const witnessed = await openWitnessing(parts, ledger.verifierKey);
   const server = files && ledgerListen && (await openTileServer(files, ledgerListen, log));
+  const { seal } = ledger;
   return {
-    where: server ? { ledgerUrl: server.url } : {},
+    face: {
+      ...(server && { ledgerUrl: server.url }),
+      ...(witnessed && { witnesses: witnessed.witnesses.status }),
+    },
     publish: async (signal: AbortSignal) => {
-      if (files) await publishTiles({ files, ...of, clock, log }, signal);
+      if (!files) return;
+      await publishTiles({ files, batches, latest, seal, ...(witnessed && { witnessed }), clock, log }, signal);
     },
     close: async () => server?.close(),
   };
@@ -151,7 +183,7 @@ const openCore = async (parts: AuditorServiceParts) => {
 };
 
 /** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */
-export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningService & { ledgerUrl?: string }> => {
+export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> => {
   const { bus, clock, log, instance } = parts;
   const { waker, outbox, batches, models, follower, ledger, topics } = await openCore(parts);
   let lease: Lease | undefined;
@@ -167,7 +199,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   let isReady = false;
 
   const latestBatch = () => follower.latest()?.batch ?? 0;
-  const tiles = await openTiles(parts, { batches, seal: ledger.seal, latest: latestBatch });
+  const tiles = await openTiles(parts, { batches, ledger, latest: latestBatch });
   const server = await serve(parts, [
     whenReady(auditorService({ batches, models, ledger, follower, broken }), () => isReady),
     relayService(outbox.relay, outbox.topic),
@@ -211,7 +243,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<RunningSe
   let closed: Promise<void> | undefined;
   return {
     port: server.port,
-    ...tiles.where,
+    ...tiles.face,
     ready: ready.promise,
     failed: failed.promise,
     close() {
