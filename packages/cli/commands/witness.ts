@@ -142,7 +142,7 @@ export const witness = buildCommand({
     try {
       await start(flags, steps, log);
     } catch (error) {
-      for (const step of steps.toReversed()) await step.close();
+      for (const step of steps.toReversed()) await step.close(() => undefined);
       if (error instanceof DirectoryInUse) throw new CommandFailed(exitCode.refused, error.message);
       if (usageErrors.includes((error as Error).name)) throw wrong((error as Error).message);
       throw error;
