@@ -85,6 +85,13 @@ const openDatabases = async (dataDir: string, keysDir: string, clock: Clock) => 
   };
 };
 
+/** What the auditor needs beyond the others: its log's files in the data directory, served on the port after those of the services. */
+const ledgerParts = ({ dataDir, config, port }: SuiteOptions) => ({
+  ledgerDir: join(dataDir, "ledger"),
+  ledgerListen: { host: "localhost", port: port === 0 ? 0 : port + serviceNames.length },
+  ...(config.witnessing && { witnessing: config.witnessing }),
+});
+
 /**
  * Opens everything and resolves once every service serves and `endpoints.json` is written. Throws DirectoryInUse when another instance
  * has the directory, NotPrivate when the keys are readable by others, ConfigError for the paging section.
@@ -145,13 +152,7 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
     );
     const { ledgerUrl } = await run(
       "auditor",
-      openAuditor({
-        ...parts("auditor"),
-        epochs: databases.epochs,
-        ledgerDir: join(dataDir, "ledger"),
-        ...(config.witnessing && { witnessing: config.witnessing }),
-        ledgerListen: { host: "localhost", port: options.port === 0 ? 0 : options.port + serviceNames.length },
-      }),
+      openAuditor({ ...parts("auditor"), epochs: databases.epochs, ...ledgerParts(options) }),
     );
     await run("breach-notifier", openBreachNotifier({ ...parts("breach-notifier"), paging }));
     const failed = Promise.race([...services.values()].map((service) => service.failed));
