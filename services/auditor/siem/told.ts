@@ -1,6 +1,7 @@
 import type { Message } from "@bufbuild/protobuf";
 import type { EventByType } from "@curfew/event-log/event-types.ts";
 import { breachesTold } from "./breaches.ts";
+import { dataSubjectsTold } from "./data-subjects.ts";
 import { evidenceTold } from "./evidence.ts";
 import type { Told } from "./ocsf.ts";
 import { revocationsTold } from "./revocations.ts";
@@ -19,6 +20,7 @@ const tellers: Tellers = {
   ...revocationsTold,
   ...breachesTold,
   ...evidenceTold,
+  ...dataSubjectsTold,
 };
 
 /** `message` is of the event type `type`, its id is `id`. */
