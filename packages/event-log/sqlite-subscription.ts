@@ -94,9 +94,9 @@ export class SqliteSubscription implements Subscription {
       try {
         const { rows } = await this.#feed.query(...segmentsFrom(topic, partition, position, most));
         const records = recordsOf(topic, partition, position, rows);
-        if (records.length === 0 || records.some((record, i) => record.offset !== position + i))
-          throw new OffsetGone({ topic, partition, offset: position });
-        return records;
+        const gap = records.findIndex((record, i) => record.offset !== position + i);
+        if (records.length === 0 || gap === 0) throw new OffsetGone({ topic, partition, offset: position });
+        return gap < 0 ? records : records.slice(0, gap);
       } catch (error) {
         if (!(error instanceof StoreUnavailable)) throw error;
         if (this.#closing.signal.aborted) return [];

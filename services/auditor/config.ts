@@ -9,6 +9,13 @@ export const auditorSpec = {
       pattern: /^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/,
     }),
   ),
+  reverifyPerSecond: optional(
+    integer({
+      about: "records read again and compared with the ledger a second, at most; default: 1,000",
+      min: 1,
+      max: 1_000_000,
+    }),
+  ),
   minInsync: optional(
     integer({
       about: "min.insync.replicas that every topic must have: another value is reported as drift; default: any",

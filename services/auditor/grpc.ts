@@ -21,7 +21,6 @@ import type { Follower } from "./follower.ts";
 import type { Ledger } from "./ledger.ts";
 import {
   type CheckpointRow,
-  checkpointId,
   type EntryRow,
   entryId,
   eventKey,
@@ -31,6 +30,7 @@ import {
   readNodes,
   tokenOf,
 } from "./projections.ts";
+import { batchPast } from "./sealed-places.ts";
 
 const defaultPageSize = 50;
 const maxPageSize = 1_000;
@@ -163,20 +163,12 @@ const listEvents = async ({ models, follower }: AuditorParts, request: ListEvent
   };
 };
 
-/** The leaf of a record: the batch is found by halving over the positions of finished batches, the leaf by looking through it. */
+/** The leaf of a record: the batch is found by the positions of finished batches, the leaf by looking through it. */
 const indexOfPosition = async (parts: AuditorParts, latest: CheckpointRow, position: Position): Promise<number> => {
   const { topic, partition } = position;
   const offset = Number(position.offset);
-  let low = 1;
-  let high = latest.batch;
   if (nextOffset(latest.positions, topic, partition) <= offset) throw notFound("no such record has been sealed");
-  while (low < high) {
-    const middle = Math.floor((low + high) / 2);
-    const row = await parts.models.checkpoints.get(checkpointId(middle));
-    if (!row) throw new LedgerBroken(`checkpoint ${middle} has vanished`);
-    if (nextOffset(row.positions, topic, partition) > offset) high = middle;
-    else low = middle + 1;
-  }
+  const low = await batchPast(parts.models.checkpoints, position, offset, { low: 1, latest: latest.batch });
   const doc = await parts.batches.get(batchId(low));
   if (!doc) throw new LedgerBroken(`${batchId(low)} has vanished`);
   const at = doc.leaves.map(decodeLeaf).findIndex((r) => {

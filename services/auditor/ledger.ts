@@ -30,8 +30,10 @@ export interface Ledger {
   /** Inserts a batch under its number, once, whatever the store answers: "other" when another sequencer's stands there. */
   stage(batch: Batch, signal: AbortSignal): Promise<"staged" | "other">;
   derive(before: LedgerHead, batch: Batch, signal: AbortSignal): Promise<void>;
-  /** Makes every batch from the first again, slowly; throws LedgerBroken for one that was changed since it was staged. */
-  verifyAll(signal: AbortSignal): Promise<void>;
+  /**
+   * Makes every batch from the first again, slowly, and hands it over; throws LedgerBroken for one that was changed since it was staged.
+   */
+  verifyAll(visit: (batch: Batch) => Promise<void>, signal: AbortSignal): Promise<void>;
 }
 
 const firstBackoffMs = 50;
@@ -141,12 +143,14 @@ export const openLedger = (parts: {
           return there?.checkpoint === doc.checkpoint ? "staged" : "other";
         }),
       ),
-    async verifyAll(signal) {
+    async verifyAll(visit, signal) {
       const [last] = await patiently(signal, () => models.checkpoints.find({ order: -1, limit: 1 }));
       let head = emptyHead;
       while (head.batch < (last?.batch ?? 0)) {
         const { batch } = head;
-        head = replayBatch(head, await patiently(signal, () => read(batch + 1)), seal).head;
+        const next = replayBatch(head, await patiently(signal, () => read(batch + 1)), seal);
+        await visit(next);
+        head = next.head;
         await clock.sleep(verifyPauseMs, signal);
       }
     },

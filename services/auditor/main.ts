@@ -12,7 +12,8 @@ await runService({
   open: async (parts, config) => {
     checkLedger(config);
     const { mongoUrl, mongoTls, producersDatabase, caFile, identityDir } = config;
-    const { ledgerOrigin, ledgerDir, ledgerListen, minInsync, witnessPolicyFile, witnessAllow } = config;
+    const { ledgerOrigin, ledgerDir, ledgerListen, minInsync, reverifyPerSecond, witnessPolicyFile, witnessAllow } =
+      config;
     const producers = await openMongoStore({
       url: mongoUrl,
       database: producersDatabase,
@@ -27,6 +28,7 @@ await runService({
       ...(ledgerDir && { ledgerDir }),
       ...(ledgerListen && { ledgerListen }),
       ...(minInsync !== undefined && { minInsync }),
+      ...(reverifyPerSecond !== undefined && { reverifyPerSecond }),
       ...(witnessPolicyFile && { witnessing: { policy: witnessPolicyFile, allow: witnessAllow } }),
     });
     const close = async () => {

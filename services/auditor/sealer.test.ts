@@ -295,10 +295,12 @@ describe("a ledger that was changed in the store", () => {
       await untilSealed(world);
     }
     const stop = new AbortController();
-    await auditor.ledger.verifyAll(stop.signal);
+    await auditor.ledger.verifyAll(async () => undefined, stop.signal);
     const batches = await world.store.collection<BatchDoc>("batches");
     const doc = (await batches.get(batchId(1))) as BatchDoc;
     await batches.set(batchId(1), { leaves: [flip(doc.leaves[0] as Uint8Array), ...doc.leaves.slice(1)] });
-    await expect(auditor.ledger.verifyAll(stop.signal)).rejects.toMatchObject({ name: "LedgerBroken" });
+    await expect(auditor.ledger.verifyAll(async () => undefined, stop.signal)).rejects.toMatchObject({
+      name: "LedgerBroken",
+    });
   });
 });

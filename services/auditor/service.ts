@@ -23,8 +23,10 @@ import { openDriftLog } from "./drift-log.ts";
 import { openFollower } from "./follower.ts";
 import { auditorService } from "./grpc.ts";
 import { Interrupted, type Ledger, openLedger, sealOf } from "./ledger.ts";
+import type { PassRow } from "./passes.ts";
 import { openProjection, openReadModels } from "./projections.ts";
 import { openGapReporter } from "./reactions.ts";
+import { defaultPerSecond, reverification } from "./reverification.ts";
 import { sealUntil } from "./sealer.ts";
 import { publishSiem } from "./siem/publisher.ts";
 import { publishTiles, type TileLogParts } from "./tile-log.ts";
@@ -46,6 +48,8 @@ export type AuditorServiceParts = ServiceParts & {
   readonly ledgerDir?: string;
   /** `min.insync.replicas` that every topic must have; absent: whatever it has. */
   readonly minInsync?: number;
+  /** Records compared again with the ledger a second, at most; default: 1,000. */
+  readonly reverifyPerSecond?: number;
   /** Where that log is served over plain HTTP, read-only; absent: nowhere. Needs `ledgerDir`. */
   readonly ledgerListen?: { readonly host: string; readonly port: number };
   /** Whose cosignatures the checkpoint of `ledgerDir` waits for; absent: nobody's. */
@@ -152,6 +156,7 @@ const openTiles = async (
   const server = files && ledgerListen && (await openTileServer(files, ledgerListen, log));
   const { seal } = ledger;
   return {
+    files,
     face: {
       ...(server && { ledgerUrl: server.url }),
       ...(witnessed && { witnesses: witnessed.witnesses.status }),
@@ -179,13 +184,15 @@ const openCore = async (parts: AuditorServiceParts) => {
   const drifts = openDriftLog(outbox, log);
   const sealed = () => follower.latest()?.positions ?? [];
   const topics = openTopicWatch({ bus, drifts, sealed, wanted: wantedSettings(parts.minInsync), clock, log });
-  return { waker, outbox, batches, models, follower, ledger, drifts, topics };
+  const passes = await store.collection<PassRow>("passes");
+  return { waker, outbox, batches, models, follower, ledger, drifts, topics, passes };
 };
 
 /** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */
 export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> => {
-  const { bus, clock, log, instance } = parts;
-  const { waker, outbox, batches, models, follower, ledger, topics } = await openCore(parts);
+  const { bus, clock, log, instance, reverifyPerSecond: perSecond = defaultPerSecond } = parts;
+  const core = await openCore(parts);
+  const { waker, outbox, batches, models, follower, ledger, topics } = core;
   let lease: Lease | undefined;
   const failed = Promise.withResolvers<never>();
   failed.promise.catch(() => undefined); // whoever waits sees it; nobody has to
@@ -220,7 +227,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
     work: sealing(outbox.compared, broken, (tenure) => [
       (signal) => sealUntil({ ledger, bus, topics, clock, log }, { ...tenure, signal }),
       topics.run,
-      ledger.verifyAll,
+      ...reverification({ ...core, files: tiles.files, bus, perSecond, clock, log }),
       tiles.publish,
     ]),
   });
