@@ -1,5 +1,5 @@
 import { formatAddCheckpoint } from "@curfew/ledger/add-checkpoint.ts";
-import { formatSignature, type NoteSignature, openNote } from "@curfew/ledger/note.ts";
+import { formatSignature, type NoteSignature, openNote, parseNote } from "@curfew/ledger/note.ts";
 import { decodeDecimal, NoteError } from "@curfew/ledger/note-error.ts";
 import { cosignatureSeconds, parseVerifierKey } from "@curfew/ledger/note-key.ts";
 import { openByPolicy, type Policy, type PolicyWitness, weighSignatures } from "@curfew/ledger/policy.ts";
@@ -87,7 +87,11 @@ const urlOf = ({ url = "" }: PolicyWitness) => `${url.replace(/\/$/, "")}/add-ch
 /** The first line of `body` that is a cosignature of `checkpoint` by the witness; lines of others are ignored. */
 const readCosignature = ({ key }: PolicyWitness, checkpoint: string, body: Buffer): Answer => {
   try {
-    const [signature] = openNote(Buffer.concat([Buffer.from(checkpoint), body]), [key]).signatures;
+    const { text, signatures } = openNote(Buffer.concat([Buffer.from(checkpoint), body]), [key]);
+    // A blank line in the answer would make more text of what stands before it.
+    if (text !== parseNote(checkpoint).text)
+      return { outcome: "refused", said: "its answer is more than signature lines" };
+    const [signature] = signatures;
     if (!signature || !cosignatureSeconds(signature.signature))
       return { outcome: "refused", said: "its cosignature states no time" };
     return { signature, outcome: "cosigned", said: "cosigned" };
