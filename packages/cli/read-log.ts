@@ -64,9 +64,9 @@ export const openLogDirectory = async (dir: string): Promise<LogSource> => {
   };
 };
 
-/** Of one file, from the request to its last byte; and without one more byte. */
-const fileLimitMs = 60_000;
-const idleLimitMs = 10_000;
+/** `fileMs`: of one file, from the request to its last byte; `idleMs`: until one more byte. */
+const httpLimits = { fileMs: 60_000, idleMs: 10_000 };
+type HttpLimits = typeof httpLimits;
 const attempts = 3;
 const pauseMs = 250;
 const connections = 8;
@@ -76,25 +76,25 @@ class TryAgain extends Error {
   override name = "TryAgain";
 }
 
-const get = (agent: http.Agent, url: URL, mostBytes: number) =>
+const get = (agent: http.Agent, url: URL, mostBytes: number, { fileMs, idleMs }: HttpLimits) =>
   new Promise<Uint8Array | undefined>((resolve, reject) => {
-    const signal = AbortSignal.timeout(fileLimitMs);
+    const signal = AbortSignal.timeout(fileMs);
     const headers = { accept: "*/*", "accept-encoding": "identity" };
-    const call = (url.protocol === "https:" ? https : http).get(url, { agent, signal, headers, timeout: idleLimitMs });
+    const call = (url.protocol === "https:" ? https : http).get(url, { agent, signal, headers, timeout: idleMs });
     const fail = (error: Error) => {
       reject(error);
       call.destroy();
     };
-    call.on("timeout", () => fail(new TryAgain(`no byte within ${idleLimitMs} ms`)));
-    call.on("error", (error) => {
-      const late = signal.aborted ? `not whole within ${fileLimitMs} ms` : undefined;
-      reject(new TryAgain(late ?? (codeOf(error) || error.message)));
-    });
+    call.on("timeout", () => fail(new TryAgain(`no byte within ${idleMs} ms`)));
+    const broke = (error: Error) =>
+      reject(new TryAgain(signal.aborted ? `not whole within ${fileMs} ms` : codeOf(error) || error.message));
+    call.on("error", broke);
     call.on("response", (response) => {
       const { statusCode = 0 } = response;
+      response.on("error", broke);
       if (statusCode === 404 || statusCode === 410) {
-        response.resume();
-        return resolve(undefined);
+        resolve(undefined);
+        return void call.destroy(); // whatever it goes on to say
       }
       if (statusCode >= 500 || statusCode === 429) return fail(new TryAgain(`answered ${statusCode}`));
       const moved = statusCode >= 300 && statusCode < 400 ? ": no redirect is followed" : "";
@@ -106,7 +106,6 @@ const get = (agent: http.Agent, url: URL, mostBytes: number) =>
         chunks.push(chunk);
         if (length > mostBytes) fail(longer(mostBytes));
       });
-      response.on("error", (error) => reject(new TryAgain(codeOf(error) || error.message)));
       response.on("end", () => resolve(Buffer.concat(chunks, length)));
     });
   });
@@ -126,7 +125,7 @@ const parseLogUrl = (text: string): URL => {
 };
 
 /** A log behind a URL: https, or http on loopback. */
-export const openLogUrl = (text: string): LogSource => {
+export const openLogUrl = (text: string, limits: HttpLimits = httpLimits): LogSource => {
   const base = parseLogUrl(text);
   const { Agent } = base.protocol === "https:" ? https : http;
   const agent = new Agent({ keepAlive: true, maxSockets: connections });
@@ -137,7 +136,7 @@ export const openLogUrl = (text: string): LogSource => {
       const url = new URL(path, base);
       for (let attempt = 1; ; attempt += 1) {
         try {
-          return await get(agent, url, mostBytes);
+          return await get(agent, url, mostBytes, limits);
         } catch (error) {
           if (!(error instanceof TryAgain)) throw error;
           if (attempt === attempts) throw unreadable(`${url.href} cannot be read: ${error.message}`);

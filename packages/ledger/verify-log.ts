@@ -42,19 +42,25 @@ const faultOf = <T>(file: string, read: () => T): T => {
   }
 };
 
+/** A signed note in place of the checkpoint; whose, and of what, is not looked at. */
+const noteIn = async (read: ReadLogFile): Promise<Uint8Array> => {
+  try {
+    const bytes = await read(CHECKPOINT_PATH, MAX_NOTE_BYTES);
+    if (bytes === undefined) throw new NotALog("there is no checkpoint");
+    parseNote(bytes);
+    return bytes;
+  } catch (error) {
+    if (!(error instanceof NoteError)) throw error;
+    throw new NotALog(`its checkpoint is no signed note: ${error.message}`);
+  }
+};
+
 /**
  * The log's signed checkpoint, opened under `policy`, whose quorum must hold. Rejects with NotALog where there is none or it is no signed
  * note, with LogBroken where it is not to be believed.
  */
 export const readCheckpoint = async (read: ReadLogFile, policy: Policy): Promise<PolicyVerdict & { note: string }> => {
-  const bytes = await read(CHECKPOINT_PATH, MAX_NOTE_BYTES);
-  if (bytes === undefined) throw new NotALog("there is no checkpoint");
-  try {
-    parseNote(bytes);
-  } catch (error) {
-    if (!(error instanceof NoteError)) throw error;
-    throw new NotALog(`its checkpoint is no signed note: ${error.message}`);
-  }
+  const bytes = await noteIn(read);
   const verdict = faultOf(CHECKPOINT_PATH, () => openByPolicy(bytes, policy));
   if (!verdict.quorum) {
     const names = verdict.witnesses.map(({ name }) => name).join(", ");
