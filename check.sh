@@ -5,7 +5,7 @@ tsc --noEmit
 biome check .
 buf lint
 buf breaking proto --against proto/image.binpb
-before=$(find packages/contracts/gen proto/image.binpb -type f -exec sha256sum {} + | sort)
+before=$(find packages/contracts/gen proto/image.binpb docs/asyncapi.yaml -type f -exec sha256sum {} + | sort)
 npm run --silent gen
-after=$(find packages/contracts/gen proto/image.binpb -type f -exec sha256sum {} + | sort)
+after=$(find packages/contracts/gen proto/image.binpb docs/asyncapi.yaml -type f -exec sha256sum {} + | sort)
 [ "$before" = "$after" ] || { echo "generated code was not up to date: commit what 'pnpm gen' has just written" >&2; exit 1; }
