@@ -90,6 +90,10 @@ export const authorization = {
   "curfew.auditor.v1.AuditorService/ListEvents": [auditor],
   "curfew.auditor.v1.AuditorService/GetEvent": [auditor],
   "curfew.auditor.v1.AuditorService/GetCheckpoint": [auditor],
+  "curfew.auditor.v1.AuditorService/ProveInclusion": [auditor],
+  "curfew.auditor.v1.AuditorService/ProveConsistency": [auditor],
+  "curfew.auditor.v1.AuditorService/WatchEvents": [auditor],
+  "curfew.auditor.v1.AuditorService/GetHealth": [auditor],
 
   "curfew.relay.v1.RelayService/WakeRelay": [replica],
 

@@ -4,7 +4,7 @@ import type { Log } from "@curfew/runtime/log.ts";
 
 /** How far a re-verification has come; for health alone: nothing is decided by it. */
 export type PassRow = {
-  _id: "topics" | "ledger";
+  _id: "topics" | "ledger" | "settings";
   /** Passes that were brought to an end since the ledger exists. */
   passes: number;
   /** When the last of them ended, ms since the epoch; 0: none did. */

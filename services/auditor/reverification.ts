@@ -11,12 +11,13 @@ import { goRound, type PassRow } from "./passes.ts";
 import type { ReadModels } from "./projections.ts";
 import { reverifyLedger } from "./reverify-ledger.ts";
 import { reverifyTopics } from "./reverify-topics.ts";
+import { type TopicWatch, topicCycleMs } from "./topic-watch.ts";
 
 /** Between two passes, each of which begins with what came since. */
 const restMs = 30_000;
 export const defaultPerSecond = 1_000;
 
-/** What is sealed compared again, for ever: with its topics, and with itself and the files. */
+/** What goes round for ever: the topics compared with what evidence needs, and what is sealed with its topics, with itself and the files. */
 export const reverification = (parts: {
   readonly bus: Bus;
   readonly batches: Collection<BatchDoc>;
@@ -25,6 +26,7 @@ export const reverification = (parts: {
   readonly files: LogFiles | undefined;
   readonly follower: Pick<Follower, "latest">;
   readonly drifts: DriftLog;
+  readonly topics: Pick<TopicWatch, "compare">;
   readonly passes: Collection<PassRow>;
   /** Records read off the topics a second, at most. */
   readonly perSecond: number;
@@ -36,7 +38,9 @@ export const reverification = (parts: {
   const round = { ...parts, rows, restMs, isFatal };
   const places = { ...parts, checkpoints: models.checkpoints, latest: follower.latest };
   const known = { ...parts, seal: ledger.seal };
+  const { compare } = parts.topics;
   return [
+    (signal) => goRound({ ...round, id: "settings", restMs: topicCycleMs, pass: compare }, signal),
     (signal) => goRound({ ...round, id: "topics", pass: (told, stop) => reverifyTopics(places, told, stop) }, signal),
     (signal) => goRound({ ...round, id: "ledger", pass: (told, stop) => reverifyLedger(known, told, stop) }, signal),
   ];

@@ -2,103 +2,23 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
-import { AuditorService, ListEventsRequestSchema } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
+import { ListEventsRequestSchema } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
 import { TokenExpiredSchema } from "@curfew/contracts/gen/curfew/events/v1/tokens_pb.ts";
-import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
-import type { OutRecord } from "@curfew/event-log/bus.ts";
-import type { EpochRow } from "@curfew/event-log/epochs.ts";
-import { siemTopic, topicNames } from "@curfew/event-log/event-types.ts";
-import { openSqliteBus } from "@curfew/event-log/sqlite.ts";
-import { openKeyring } from "@curfew/keyring/keyring.ts";
+import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openCheckpoint } from "@curfew/ledger/checkpoint.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import { parseVerifierKey } from "@curfew/ledger/note-key.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
-import { openClient } from "@curfew/rpc/client.ts";
-import { createIdentitySource } from "@curfew/rpc/credentials.ts";
-import { createAuthority, issueCertificate } from "@curfew/rpc/identity-authority.ts";
 import type { RunningService } from "@curfew/rpc/replica.ts";
-import { parseOrganisation } from "@curfew/runtime/organisation.ts";
-import { systemRandom } from "@curfew/runtime/random.ts";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import type { EntryRow } from "./projections.ts";
-import { type AuditorServiceParts, openAuditor } from "./service.ts";
-import { bound, clock, eventRecord, partitions, quiet, sorted, tokenEvent, tokenId, use } from "./testing/rig.ts";
+import { bound, eventRecord, sorted, tokenEvent, tokenId, use } from "./testing/rig.ts";
+import { type Client, openSuite, type Suite, undo } from "./testing/suite.ts";
 
-const trustDomain = "test.example";
-const undo: (() => unknown)[] = [];
 afterEach(async () => {
   for (const step of undo.splice(0).reverse()) await step();
 });
-
-/** SQLite for store and bus, one certificate authority; auditors and clients as wanted. */
-const openSuite = async () => {
-  const store = await openSqliteStore({ file: ":memory:" });
-  undo.push(() => store.close());
-  const epochs = await store.collection<EpochRow>("epochs");
-  const bus = await openSqliteBus({ file: ":memory:", epochs, clock, topics: { ...partitions, [siemTopic]: 1 } });
-  undo.push(() => bus.close());
-  const dir = mkdtempSync(join(tmpdir(), "curfew-auditor-"));
-  undo.push(() => rmSync(dir, { recursive: true, force: true }));
-  const keyring = openKeyring({ dir: join(dir, "keys"), random: systemRandom, clock });
-  const authority = await createAuthority({ trustDomain, clock });
-  const identityOf = async (spiffePath: string) =>
-    createIdentitySource(
-      await issueCertificate(authority, {
-        spiffePath,
-        validMs: 3_600_000,
-        dnsNames: ["localhost"],
-        commonName: "test",
-      }),
-    );
-  let instances = 0;
-  const start = async (more: Pick<AuditorServiceParts, "ledgerDir" | "ledgerListen"> = {}) => {
-    instances += 1;
-    const service = await openAuditor({
-      store,
-      bus,
-      epochs,
-      keyring,
-      organisation: parseOrganisation("people: [{ name: paula, roles: [auditor] }, { name: sam, roles: [security] }]"),
-      clock,
-      random: systemRandom,
-      log: quiet,
-      instance: `auditor-${instances}`,
-      address: "localhost:0",
-      identity: await identityOf("/service/auditor"),
-      caPem: authority.certPem,
-      trustDomain,
-      reflection: false,
-      exclusive: instances === 1,
-      ...more,
-    });
-    undo.push(() => service.close());
-    await service.ready;
-    return service;
-  };
-  const client = async ({ port }: RunningService, person = "paula") => {
-    const opened = openClient(AuditorService, {
-      address: `localhost:${port}`,
-      identity: await identityOf(`/person/${person}`),
-      caPem: authority.certPem,
-      trustDomain,
-      expectService: "auditor",
-      clock,
-    });
-    undo.push(() => opened.close());
-    return opened.rpc;
-  };
-  const send = async (topic: string, name: string, records: readonly OutRecord[]) => {
-    const producer = await bus.openProducer({ topic, name });
-    const offsets = await producer.send(records);
-    await producer.close();
-    return offsets.map((offset, i) => ({ topic, partition: records[i]?.partition ?? 0, offset: BigInt(offset) }));
-  };
-  return { store, start, client, send };
-};
-type Suite = Awaited<ReturnType<typeof openSuite>>;
-type Client = Awaited<ReturnType<Suite["client"]>>;
 
 describe("auditor service", () => {
   let suite: Suite;

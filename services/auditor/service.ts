@@ -22,6 +22,7 @@ import { type BatchDoc, LedgerBroken } from "./domain.ts";
 import { openDriftLog } from "./drift-log.ts";
 import { openFollower } from "./follower.ts";
 import { auditorService } from "./grpc.ts";
+import { openEvidenceHealth } from "./health.ts";
 import { Interrupted, type Ledger, openLedger, sealOf } from "./ledger.ts";
 import type { PassRow } from "./passes.ts";
 import { openProjection, openReadModels } from "./projections.ts";
@@ -182,8 +183,8 @@ const openCore = async (parts: AuditorServiceParts) => {
   const projection = openProjection({ models, epochs: parts.epochs, report: openGapReporter(outbox, log) });
   const ledger = openLedger({ batches, models, projection, origin, key, clock, published: follower.published });
   const drifts = openDriftLog(outbox, log);
-  const sealed = () => follower.latest()?.positions ?? [];
-  const topics = openTopicWatch({ bus, drifts, sealed, wanted: wantedSettings(parts.minInsync), clock, log });
+  const { latest } = follower;
+  const topics = openTopicWatch({ bus, drifts, latest, wanted: wantedSettings(parts.minInsync), clock, log });
   const passes = await store.collection<PassRow>("passes");
   return { waker, outbox, batches, models, follower, ledger, drifts, topics, passes };
 };
@@ -192,7 +193,7 @@ const openCore = async (parts: AuditorServiceParts) => {
 export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> => {
   const { bus, clock, log, instance, reverifyPerSecond: perSecond = defaultPerSecond } = parts;
   const core = await openCore(parts);
-  const { waker, outbox, batches, models, follower, ledger, topics } = core;
+  const { waker, outbox, batches, follower, ledger, topics } = core;
   let lease: Lease | undefined;
   const failed = Promise.withResolvers<never>();
   failed.promise.catch(() => undefined); // whoever waits sees it; nobody has to
@@ -207,8 +208,10 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
 
   const latestBatch = () => follower.latest()?.batch ?? 0;
   const tiles = await openTiles(parts, { batches, ledger, latest: latestBatch });
+  const { commits } = outbox.streams;
+  const health = openEvidenceHealth({ ...core, ...tiles.face, commits, bus, clock, log });
   const server = await serve(parts, [
-    whenReady(auditorService({ batches, models, ledger, follower, broken }), () => isReady),
+    whenReady(auditorService({ ...core, health, clock, broken }), () => isReady),
     relayService(outbox.relay, outbox.topic),
   ]).catch((error: unknown) => tiles.close().then(() => Promise.reject(error)));
   const address = advertisedAddress(parts, server.port);
@@ -226,7 +229,6 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
     name: "seal-auditor",
     work: sealing(outbox.compared, broken, (tenure) => [
       (signal) => sealUntil({ ledger, bus, topics, clock, log }, { ...tenure, signal }),
-      topics.run,
       ...reverification({ ...core, files: tiles.files, bus, perSecond, clock, log }),
       tiles.publish,
     ]),
@@ -237,6 +239,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
   outbox.compared.then(() => {
     isReady = true;
     void keepHealth(parts, server.health, closing.signal, ready.resolve);
+    void health.run(closing.signal).catch(failed.reject);
   }, ready.reject);
   const close = async () => {
     closing.abort();

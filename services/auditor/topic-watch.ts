@@ -6,6 +6,7 @@ import type { Log } from "@curfew/runtime/log.ts";
 import type { NextOffset } from "./domain.ts";
 import { compareTopic, type Drift, stopsSealing } from "./drift.ts";
 import type { DriftLog } from "./drift-log.ts";
+import type { CheckpointRow } from "./projections.ts";
 
 /** Looks whether the topics are as evidence needs them (design: evidence, "Drift watch"), and lets nothing be sealed while one has lost what was. */
 export interface TopicWatch {
@@ -16,19 +17,20 @@ export interface TopicWatch {
   sound(sealed: readonly NextOffset[], signal: AbortSignal): Promise<void>;
   /** Resolves when one is next found to have lost something. */
   lost(): Promise<void>;
-  /** Compares every few seconds until `signal` aborts. */
-  run(signal: AbortSignal): Promise<void>;
+  /** Compares once. Answers the entries of the ledger then; undefined where some topic could not be asked. Rejects with StoreUnavailable. */
+  compare(): Promise<number | undefined>;
 }
 
-const cycleMs = 5_000;
+/** Between two comparisons. */
+export const topicCycleMs = 5_000;
+const topicsSealed = Object.values(topicNames);
 /** What a comparison finds, and so can find to be over. */
 const ownCauses: ReadonlySet<DriftCause> = new Set([DriftCause.SETTING, DriftCause.SHRUNK]);
 
 export const openTopicWatch = (parts: {
   readonly bus: Pick<Bus, "describe">;
   readonly drifts: DriftLog;
-  /** Positions after the last record sealed. */
-  readonly sealed: () => readonly NextOffset[];
+  readonly latest: () => CheckpointRow | undefined;
   /** Settings that every topic must have. */
   readonly wanted: Readonly<Record<string, string>>;
   readonly clock: Clock;
@@ -48,40 +50,37 @@ export const openTopicWatch = (parts: {
     }
   };
 
-  /** Whether something may be sealed; not where the store, which keeps what is open, cannot be asked. */
-  const compare = async (sealed: readonly NextOffset[]): Promise<boolean> => {
-    try {
-      const now: Drift[] = [];
-      const asked = new Set<string>();
-      for (const topic of Object.values(topicNames)) {
-        const answer = await ask(topic);
-        if (!answer) continue;
-        asked.add(topic);
-        now.push(...compareTopic(topic, answer.state, wanted, sealed));
-      }
-      const isLooked = ({ cause, topic }: Drift) => ownCauses.has(cause) && asked.has(topic);
-      await drifts.settle(isLooked, now);
-      return !(await drifts.open()).some(stopsSealing);
-    } catch (error) {
-      if ((error as Error).name !== "StoreUnavailable") throw error;
-      log.warn({ err: error }, "what was found of the topics cannot be recorded now");
-      return false;
+  const compare = async (
+    sealed: readonly NextOffset[],
+  ): Promise<{ readonly all: boolean; readonly sound: boolean }> => {
+    const now: Drift[] = [];
+    const asked = new Set<string>();
+    for (const topic of topicsSealed) {
+      const answer = await ask(topic);
+      if (!answer) continue;
+      asked.add(topic);
+      now.push(...compareTopic(topic, answer.state, wanted, sealed));
     }
+    await drifts.settle(({ cause, topic }) => ownCauses.has(cause) && asked.has(topic), now);
+    return { all: asked.size === topicsSealed.length, sound: !(await drifts.open()).some(stopsSealing) };
   };
 
   return {
     async sound(sealed, signal) {
       while (!signal.aborted) {
-        if (await compare(sealed)) return;
-        await clock.sleep(cycleMs, signal);
+        try {
+          if ((await compare(sealed)).sound) return;
+        } catch (error) {
+          if ((error as Error).name !== "StoreUnavailable") throw error;
+          log.warn({ err: error }, "what was found of the topics cannot be recorded now");
+        }
+        await clock.sleep(topicCycleMs, signal);
       }
     },
     lost: drifts.lost,
-    async run(signal) {
-      while (!signal.aborted) {
-        await compare(parts.sealed());
-        await clock.sleep(cycleMs, signal);
-      }
+    async compare() {
+      const latest = parts.latest();
+      return (await compare(latest?.positions ?? [])).all ? (latest?.size ?? 0) : undefined;
     },
   };
 };

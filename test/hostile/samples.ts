@@ -151,6 +151,10 @@ sample(auditor.listEvents, ({ tokenId }) => ({
 }));
 sample(auditor.getEvent, ({ eventId }) => ({ which: { case: "eventId" as const, value: eventId } }));
 sample(auditor.getCheckpoint, () => ({}));
+sample(auditor.proveInclusion, () => ({ index: 0n }));
+sample(auditor.proveConsistency, () => ({ from: 1n }));
+sample(auditor.watchEvents, ({ tokenId }) => ({ fromIndex: 0n, tokenId }));
+sample(auditor.getHealth, () => ({}));
 
 sample(RelayService.method.wakeRelay, ({ tokenId }) => ({ commitIds: [`tokens/${tokenId}@0000000001`] }));
 sample(Health.method.check, () => ({ service: "" }));

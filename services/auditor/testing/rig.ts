@@ -145,7 +145,7 @@ export const startAuditor = async (world: World, store: DocumentStore = world.st
   });
   const stop = new AbortController();
   const drifts = openDriftLog(outbox, quiet);
-  const topics = openTopicWatch({ bus, drifts, sealed: () => [], wanted: {}, clock, log: quiet });
+  const topics = openTopicWatch({ bus, drifts, latest: () => undefined, wanted: {}, clock, log: quiet });
   const running = sealUntil({ ledger, bus, topics, clock, log: quiet }, { fence: 1, signal: stop.signal });
   running.catch(() => undefined);
   return {

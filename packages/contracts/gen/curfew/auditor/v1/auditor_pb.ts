@@ -4,20 +4,20 @@
 
 // Seals every record of the five topics and answers what happened, with proof.
 
-import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import { file_buf_validate_validate } from "@bufbuild/protovalidate/gen/buf/validate/validate_pb.js";
 import type { Position } from "../../events/v1/common_pb.ts";
 import { file_curfew_events_v1_common } from "../../events/v1/common_pb.ts";
-import type { Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
-import type { Message } from "@bufbuild/protobuf";
+import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { Message, UnknownEnum } from "@bufbuild/protobuf";
 
 /**
  * Describes the file curfew/auditor/v1/auditor.proto.
  */
 export const file_curfew_auditor_v1_auditor: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jdXJmZXcvYXVkaXRvci92MS9hdWRpdG9yLnByb3RvEhFjdXJmZXcuYXVkaXRvci52MSKjAgoRTGlzdEV2ZW50c1JlcXVlc3QSGgoJcGFnZV9zaXplGAEgASgFQge6SAQaAigAEhwKCnBhZ2VfdG9rZW4YAiABKAlCCLpIBXIDGIACEhkKCHRva2VuX2lkGAMgASgJQge6SARyAhhAEhYKBHR5cGUYBCABKAlCCLpIBXIDGIABEhcKBnNvdXJjZRgFIAEoCUIHukgEcgIYQBIoCgRmcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBImCgJ0bxgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNgoIYXRfbGVhc3QYCCADKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uQgi6SAWSAQIQECJyChJMaXN0RXZlbnRzUmVzcG9uc2USLgoGZXZlbnRzGAEgAygLMh4uY3VyZmV3LmF1ZGl0b3IudjEuU2VhbGVkRXZlbnQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJEhMKC2xlZGdlcl9zaXplGAMgASgDItUBCgtTZWFsZWRFdmVudBIQCghldmVudF9pZBgBIAEoCRINCgVpbmRleBgCIAEoAxIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SDAoEdHlwZRgEIAEoCRIOCgZzb3VyY2UYBSABKAkSDwoHc3ViamVjdBgGIAEoCRIoCgR0aW1lGAcgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCgh0b2tlbl9pZBgIIAEoCRIMCgRqc29uGAkgASgJIosBCg9HZXRFdmVudFJlcXVlc3QSHgoIZXZlbnRfaWQYASABKAlCCrpIB3IFEAEYgAFIABIYCgVpbmRleBgCIAEoA0IHukgEIgIoAEgAEi4KCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbkgAQg4KBXdoaWNoEgW6SAIIASJ8ChBHZXRFdmVudFJlc3BvbnNlEi0KBWV2ZW50GAEgASgLMh4uY3VyZmV3LmF1ZGl0b3IudjEuU2VhbGVkRXZlbnQSDAoEbGVhZhgCIAEoDBIXCg9pbmNsdXNpb25fcHJvb2YYAyADKAwSEgoKY2hlY2twb2ludBgEIAEoCSIWChRHZXRDaGVja3BvaW50UmVxdWVzdCKJAQoVR2V0Q2hlY2twb2ludFJlc3BvbnNlEhIKCmNoZWNrcG9pbnQYASABKAkSDAoEc2l6ZRgCIAEoAxIMCgRyb290GAMgASgMEhQKDHZlcmlmaWVyX2tleRgEIAEoCRIqCgZzZWFsZWQYBSADKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uMrMCCg5BdWRpdG9yU2VydmljZRJeCgpMaXN0RXZlbnRzEiQuY3VyZmV3LmF1ZGl0b3IudjEuTGlzdEV2ZW50c1JlcXVlc3QaJS5jdXJmZXcuYXVkaXRvci52MS5MaXN0RXZlbnRzUmVzcG9uc2UiA5ACARJYCghHZXRFdmVudBIiLmN1cmZldy5hdWRpdG9yLnYxLkdldEV2ZW50UmVxdWVzdBojLmN1cmZldy5hdWRpdG9yLnYxLkdldEV2ZW50UmVzcG9uc2UiA5ACARJnCg1HZXRDaGVja3BvaW50EicuY3VyZmV3LmF1ZGl0b3IudjEuR2V0Q2hlY2twb2ludFJlcXVlc3QaKC5jdXJmZXcuYXVkaXRvci52MS5HZXRDaGVja3BvaW50UmVzcG9uc2UiA5ACAWIGcHJvdG8z", [file_buf_validate_validate, file_curfew_events_v1_common, file_google_protobuf_timestamp]);
+  fileDesc("Ch9jdXJmZXcvYXVkaXRvci92MS9hdWRpdG9yLnByb3RvEhFjdXJmZXcuYXVkaXRvci52MSL6AgoRTGlzdEV2ZW50c1JlcXVlc3QSGgoJcGFnZV9zaXplGAEgASgFQge6SAQaAigAEhwKCnBhZ2VfdG9rZW4YAiABKAlCCLpIBXIDGIACEhkKCHRva2VuX2lkGAMgASgJQge6SARyAhhAEhYKBHR5cGUYBCABKAlCCLpIBXIDGIABEhcKBnNvdXJjZRgFIAEoCUIHukgEcgIYQBIoCgRmcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBImCgJ0bxgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNgoIYXRfbGVhc3QYCCADKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uQgi6SAWSAQIQEBIZCgdzdWJqZWN0GAkgASgJQgi6SAVyAxiAAhIZCgdzZXJ2aWNlGAogASgJQgi6SAVyAxiAARIfCg1kYXRhX2NhdGVnb3J5GAsgASgJQgi6SAVyAxiAASKXAQoSTGlzdEV2ZW50c1Jlc3BvbnNlEi4KBmV2ZW50cxgBIAMoCzIeLmN1cmZldy5hdWRpdG9yLnYxLlNlYWxlZEV2ZW50EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCRITCgtsZWRnZXJfc2l6ZRgDIAEoAxIjCgNsYWcYBCABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWci1QEKC1NlYWxlZEV2ZW50EhAKCGV2ZW50X2lkGAEgASgJEg0KBWluZGV4GAIgASgDEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIMCgR0eXBlGAQgASgJEg4KBnNvdXJjZRgFIAEoCRIPCgdzdWJqZWN0GAYgASgJEigKBHRpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCHRva2VuX2lkGAggASgJEgwKBGpzb24YCSABKAkiiwEKD0dldEV2ZW50UmVxdWVzdBIeCghldmVudF9pZBgBIAEoCUIKukgHcgUQARiAAUgAEhgKBWluZGV4GAIgASgDQge6SAQiAigASAASLgoIcG9zaXRpb24YAyABKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uSABCDgoFd2hpY2gSBbpIAggBIqEBChBHZXRFdmVudFJlc3BvbnNlEi0KBWV2ZW50GAEgASgLMh4uY3VyZmV3LmF1ZGl0b3IudjEuU2VhbGVkRXZlbnQSDAoEbGVhZhgCIAEoDBIXCg9pbmNsdXNpb25fcHJvb2YYAyADKAwSEgoKY2hlY2twb2ludBgEIAEoCRIjCgNsYWcYBSABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWciFgoUR2V0Q2hlY2twb2ludFJlcXVlc3QirgEKFUdldENoZWNrcG9pbnRSZXNwb25zZRISCgpjaGVja3BvaW50GAEgASgJEgwKBHNpemUYAiABKAMSDAoEcm9vdBgDIAEoDBIUCgx2ZXJpZmllcl9rZXkYBCABKAkSKgoGc2VhbGVkGAUgAygLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIjCgNsYWcYBiABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWciRgoVUHJvdmVJbmNsdXNpb25SZXF1ZXN0EhYKBWluZGV4GAEgASgDQge6SAQiAigAEhUKBHNpemUYAiABKANCB7pIBCICKAAiagoWUHJvdmVJbmNsdXNpb25SZXNwb25zZRIRCglsZWFmX2hhc2gYASABKAwSDQoFcHJvb2YYAiADKAwSDAoEc2l6ZRgDIAEoAxIMCgRyb290GAQgASgMEhIKCmNoZWNrcG9pbnQYBSABKAkiRQoXUHJvdmVDb25zaXN0ZW5jeVJlcXVlc3QSFQoEZnJvbRgBIAEoA0IHukgEIgIoARITCgJ0bxgCIAEoA0IHukgEIgIoACJtChhQcm92ZUNvbnNpc3RlbmN5UmVzcG9uc2USDQoFcHJvb2YYASADKAwSEQoJZnJvbV9yb290GAIgASgMEgoKAnRvGAMgASgDEg8KB3RvX3Jvb3QYBCABKAwSEgoKY2hlY2twb2ludBgFIAEoCSK6AgoSV2F0Y2hFdmVudHNSZXF1ZXN0EiAKCmZyb21faW5kZXgYASABKANCB7pIBCICKABIAIgBARIZCgh0b2tlbl9pZBgCIAEoCUIHukgEcgIYQBIWCgR0eXBlGAMgASgJQgi6SAVyAxiAARIXCgZzb3VyY2UYBCABKAlCB7pIBHICGEASKAoEZnJvbRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASJgoCdG8YBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKB3N1YmplY3QYByABKAlCCLpIBXIDGIACEhkKB3NlcnZpY2UYCCABKAlCCLpIBXIDGIABEh8KDWRhdGFfY2F0ZWdvcnkYCSABKAlCCLpIBXIDGIABQg0KC19mcm9tX2luZGV4IlgKE1dhdGNoRXZlbnRzUmVzcG9uc2USLQoFZXZlbnQYASABKAsyHi5jdXJmZXcuYXVkaXRvci52MS5TZWFsZWRFdmVudBISCgpuZXh0X2luZGV4GAIgASgDIhIKEEdldEhlYWx0aFJlcXVlc3QiwwEKB1ZlcmRpY3QSLgoFc3RhdGUYASABKA4yHy5jdXJmZXcuYXVkaXRvci52MS5WZXJkaWN0U3RhdGUSKQoFc2luY2UYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhQKDGNoZWNrZWRfc2l6ZRgDIAEoAxIwCghmaW5kaW5ncxgEIAMoCzIeLmN1cmZldy5hdWRpdG9yLnYxLk9wZW5GaW5kaW5nEhUKDW1vcmVfZmluZGluZ3MYBSABKAgi3gEKC09wZW5GaW5kaW5nEg0KBWNhdXNlGAEgASgJEikKBXNpbmNlGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SDQoFdG9waWMYBCABKAkSDAoEd2hhdBgFIAEoCRIQCghleHBlY3RlZBgGIAEoCRIMCgRzZWVuGAcgASgJEhkKDGxlZGdlcl9pbmRleBgIIAEoA0gAiAEBQg8KDV9sZWRnZXJfaW5kZXgiygIKEUdldEhlYWx0aFJlc3BvbnNlEi0KCWludGVncml0eRgBIAEoCzIaLmN1cmZldy5hdWRpdG9yLnYxLlZlcmRpY3QSMAoMY29tcGxldGVuZXNzGAIgASgLMhouY3VyZmV3LmF1ZGl0b3IudjEuVmVyZGljdBIpCgVkcmlmdBgDIAEoCzIaLmN1cmZldy5hdWRpdG9yLnYxLlZlcmRpY3QSIwoDbGFnGAQgASgLMhYuY3VyZmV3LmF1ZGl0b3IudjEuTGFnEjMKCXdpdG5lc3NlcxgFIAEoCzIgLmN1cmZldy5hdWRpdG9yLnYxLldpdG5lc3NIZWFsdGgSOgoPcmV2ZXJpZmljYXRpb25zGAYgAygLMiEuY3VyZmV3LmF1ZGl0b3IudjEuUmV2ZXJpZmljYXRpb24SEwoLbGVkZ2VyX3NpemUYByABKAMilwEKA0xhZxIdChB1bnNlYWxlZF9yZWNvcmRzGAEgASgDSACIAQESLgoLbWVyZ2VfZGVsYXkYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLAoJb2JqZWN0aXZlGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uQhMKEV91bnNlYWxlZF9yZWNvcmRzImcKDVdpdG5lc3NIZWFsdGgSDgoGcXVvcnVtGAEgASgJEhUKDWNvc2lnbmVkX3NpemUYAiABKAMSLwoLY29zaWduZWRfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIrgBCg5SZXZlcmlmaWNhdGlvbhIMCgR3aGF0GAEgASgJEg4KBnBhc3NlcxgCIAEoAxIsCghlbmRlZF9hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDAoEc2l6ZRgEIAEoAxIuCgpzdGFydGVkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghjb21wYXJlZBgGIAEoAxIKCgJhdBgHIAEoCSp7CgxWZXJkaWN0U3RhdGUSHQoZVkVSRElDVF9TVEFURV9VTlNQRUNJRklFRBAAEhcKE1ZFUkRJQ1RfU1RBVEVfSE9MRFMQARIYChRWRVJESUNUX1NUQVRFX0JST0tFThACEhkKFVZFUkRJQ1RfU1RBVEVfVU5LTk9XThADMtMFCg5BdWRpdG9yU2VydmljZRJeCgpMaXN0RXZlbnRzEiQuY3VyZmV3LmF1ZGl0b3IudjEuTGlzdEV2ZW50c1JlcXVlc3QaJS5jdXJmZXcuYXVkaXRvci52MS5MaXN0RXZlbnRzUmVzcG9uc2UiA5ACARJYCghHZXRFdmVudBIiLmN1cmZldy5hdWRpdG9yLnYxLkdldEV2ZW50UmVxdWVzdBojLmN1cmZldy5hdWRpdG9yLnYxLkdldEV2ZW50UmVzcG9uc2UiA5ACARJnCg1HZXRDaGVja3BvaW50EicuY3VyZmV3LmF1ZGl0b3IudjEuR2V0Q2hlY2twb2ludFJlcXVlc3QaKC5jdXJmZXcuYXVkaXRvci52MS5HZXRDaGVja3BvaW50UmVzcG9uc2UiA5ACARJqCg5Qcm92ZUluY2x1c2lvbhIoLmN1cmZldy5hdWRpdG9yLnYxLlByb3ZlSW5jbHVzaW9uUmVxdWVzdBopLmN1cmZldy5hdWRpdG9yLnYxLlByb3ZlSW5jbHVzaW9uUmVzcG9uc2UiA5ACARJwChBQcm92ZUNvbnNpc3RlbmN5EiouY3VyZmV3LmF1ZGl0b3IudjEuUHJvdmVDb25zaXN0ZW5jeVJlcXVlc3QaKy5jdXJmZXcuYXVkaXRvci52MS5Qcm92ZUNvbnNpc3RlbmN5UmVzcG9uc2UiA5ACARJjCgtXYXRjaEV2ZW50cxIlLmN1cmZldy5hdWRpdG9yLnYxLldhdGNoRXZlbnRzUmVxdWVzdBomLmN1cmZldy5hdWRpdG9yLnYxLldhdGNoRXZlbnRzUmVzcG9uc2UiA5ACATABElsKCUdldEhlYWx0aBIjLmN1cmZldy5hdWRpdG9yLnYxLkdldEhlYWx0aFJlcXVlc3QaJC5jdXJmZXcuYXVkaXRvci52MS5HZXRIZWFsdGhSZXNwb25zZSIDkAIBYgZwcm90bzM", [file_buf_validate_validate, file_curfew_events_v1_common, file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * A request for a page of events. Filters are joined by "and".
@@ -80,6 +80,27 @@ export type ListEventsRequest = Message<"curfew.auditor.v1.ListEventsRequest"> &
    * @generated from field: repeated curfew.events.v1.Position at_least = 8;
    */
   atLeast: Position[];
+
+  /**
+   * Only events with this ce_subject, about uses by this holder of a token (SPIFFE ID), or about this person (pseudonym).
+   *
+   * @generated from field: string subject = 9;
+   */
+  subject: string;
+
+  /**
+   * Only events that name this resource service.
+   *
+   * @generated from field: string service = 10;
+   */
+  service: string;
+
+  /**
+   * Only events about this kind of personal data: of a use, or of the grant of a token.
+   *
+   * @generated from field: string data_category = 11;
+   */
+  dataCategory: string;
 };
 
 /**
@@ -115,6 +136,13 @@ export type ListEventsResponse = Message<"curfew.auditor.v1.ListEventsResponse">
    * @generated from field: int64 ledger_size = 3;
    */
   ledgerSize: bigint;
+
+  /**
+   * How far sealing was behind within the last second.
+   *
+   * @generated from field: curfew.auditor.v1.Lag lag = 4;
+   */
+  lag?: Lag | undefined;
 };
 
 /**
@@ -279,6 +307,13 @@ export type GetEventResponse = Message<"curfew.auditor.v1.GetEventResponse"> & {
    * @generated from field: string checkpoint = 4;
    */
   checkpoint: string;
+
+  /**
+   * How far sealing was behind within the last second.
+   *
+   * @generated from field: curfew.auditor.v1.Lag lag = 5;
+   */
+  lag?: Lag | undefined;
 };
 
 /**
@@ -343,6 +378,13 @@ export type GetCheckpointResponse = Message<"curfew.auditor.v1.GetCheckpointResp
    * @generated from field: repeated curfew.events.v1.Position sealed = 5;
    */
   sealed: Position[];
+
+  /**
+   * How far sealing was behind within the last second.
+   *
+   * @generated from field: curfew.auditor.v1.Lag lag = 6;
+   */
+  lag?: Lag | undefined;
 };
 
 /**
@@ -351,6 +393,644 @@ export type GetCheckpointResponse = Message<"curfew.auditor.v1.GetCheckpointResp
  */
 export const GetCheckpointResponseSchema: GenMessage<GetCheckpointResponse> = /*@__PURE__*/
   messageDesc(file_curfew_auditor_v1_auditor, 6);
+
+/**
+ * A question whether a leaf is in a tree.
+ *
+ * @generated from message curfew.auditor.v1.ProveInclusionRequest
+ */
+export type ProveInclusionRequest = Message<"curfew.auditor.v1.ProveInclusionRequest"> & {
+  /**
+   * Index of the leaf, from 0, below `size`.
+   *
+   * @generated from field: int64 index = 1;
+   */
+  index: bigint;
+
+  /**
+   * Size of the tree; 0: that of the newest checkpoint.
+   *
+   * @generated from field: int64 size = 2;
+   */
+  size: bigint;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.ProveInclusionRequest.
+ * Use `create(ProveInclusionRequestSchema)` to create a new message.
+ */
+export const ProveInclusionRequestSchema: GenMessage<ProveInclusionRequest> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 7);
+
+/**
+ * A leaf's proof. It was checked before it was answered.
+ *
+ * @generated from message curfew.auditor.v1.ProveInclusionResponse
+ */
+export type ProveInclusionResponse = Message<"curfew.auditor.v1.ProveInclusionResponse"> & {
+  /**
+   * SHA-256 of 0x00 and the leaf, 32 bytes.
+   *
+   * @generated from field: bytes leaf_hash = 1;
+   */
+  leafHash: Uint8Array;
+
+  /**
+   * Hashes of 32 bytes.
+   *
+   * @generated from field: repeated bytes proof = 2;
+   */
+  proof: Uint8Array[];
+
+  /**
+   * Size of the tree.
+   *
+   * @generated from field: int64 size = 3;
+   */
+  size: bigint;
+
+  /**
+   * Its root, 32 bytes.
+   *
+   * @generated from field: bytes root = 4;
+   */
+  root: Uint8Array;
+
+  /**
+   * Signed checkpoint of this size; empty: none was signed of it. Its root is that of a checkpoint's tree of old all the same.
+   *
+   * @generated from field: string checkpoint = 5;
+   */
+  checkpoint: string;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.ProveInclusionResponse.
+ * Use `create(ProveInclusionResponseSchema)` to create a new message.
+ */
+export const ProveInclusionResponseSchema: GenMessage<ProveInclusionResponse> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 8);
+
+/**
+ * A question whether one tree is the beginning of another.
+ *
+ * @generated from message curfew.auditor.v1.ProveConsistencyRequest
+ */
+export type ProveConsistencyRequest = Message<"curfew.auditor.v1.ProveConsistencyRequest"> & {
+  /**
+   * The smaller size; at least 1.
+   *
+   * @generated from field: int64 from = 1;
+   */
+  from: bigint;
+
+  /**
+   * The larger size; 0: that of the newest checkpoint.
+   *
+   * @generated from field: int64 to = 2;
+   */
+  to: bigint;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.ProveConsistencyRequest.
+ * Use `create(ProveConsistencyRequestSchema)` to create a new message.
+ */
+export const ProveConsistencyRequestSchema: GenMessage<ProveConsistencyRequest> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 9);
+
+/**
+ * Two trees' proof. It was checked before it was answered.
+ *
+ * @generated from message curfew.auditor.v1.ProveConsistencyResponse
+ */
+export type ProveConsistencyResponse = Message<"curfew.auditor.v1.ProveConsistencyResponse"> & {
+  /**
+   * Hashes of 32 bytes; none where both sizes are the same.
+   *
+   * @generated from field: repeated bytes proof = 1;
+   */
+  proof: Uint8Array[];
+
+  /**
+   * Root of the smaller tree, 32 bytes.
+   *
+   * @generated from field: bytes from_root = 2;
+   */
+  fromRoot: Uint8Array;
+
+  /**
+   * The larger size.
+   *
+   * @generated from field: int64 to = 3;
+   */
+  to: bigint;
+
+  /**
+   * Root of the larger tree, 32 bytes.
+   *
+   * @generated from field: bytes to_root = 4;
+   */
+  toRoot: Uint8Array;
+
+  /**
+   * Signed checkpoint of the larger size; empty: none was signed of it.
+   *
+   * @generated from field: string checkpoint = 5;
+   */
+  checkpoint: string;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.ProveConsistencyResponse.
+ * Use `create(ProveConsistencyResponseSchema)` to create a new message.
+ */
+export const ProveConsistencyResponseSchema: GenMessage<ProveConsistencyResponse> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 10);
+
+/**
+ * A request for events as they come. Filters are joined by "and".
+ *
+ * @generated from message curfew.auditor.v1.WatchEventsRequest
+ */
+export type WatchEventsRequest = Message<"curfew.auditor.v1.WatchEventsRequest"> & {
+  /**
+   * Index of the first leaf wanted; absent: whatever is sealed from now on.
+   *
+   * @generated from field: optional int64 from_index = 1;
+   */
+  fromIndex?: bigint | undefined;
+
+  /**
+   * Only events about this token.
+   *
+   * @generated from field: string token_id = 2;
+   */
+  tokenId: string;
+
+  /**
+   * Only events of this type, e.g. curfew.token.revoked.v1.
+   *
+   * @generated from field: string type = 3;
+   */
+  type: string;
+
+  /**
+   * Only events of this ce_source, e.g. /issuer.
+   *
+   * @generated from field: string source = 4;
+   */
+  source: string;
+
+  /**
+   * Only events with ce_time at or after this.
+   *
+   * @generated from field: google.protobuf.Timestamp from = 5;
+   */
+  from?: Timestamp | undefined;
+
+  /**
+   * Only events with ce_time before this.
+   *
+   * @generated from field: google.protobuf.Timestamp to = 6;
+   */
+  to?: Timestamp | undefined;
+
+  /**
+   * As in ListEventsRequest.
+   *
+   * @generated from field: string subject = 7;
+   */
+  subject: string;
+
+  /**
+   * Only events that name this resource service.
+   *
+   * @generated from field: string service = 8;
+   */
+  service: string;
+
+  /**
+   * As in ListEventsRequest.
+   *
+   * @generated from field: string data_category = 9;
+   */
+  dataCategory: string;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.WatchEventsRequest.
+ * Use `create(WatchEventsRequestSchema)` to create a new message.
+ */
+export const WatchEventsRequestSchema: GenMessage<WatchEventsRequest> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 11);
+
+/**
+ * An event, or a word on how far the ledger was read: at once at the beginning, and then whenever leaves went by that pass no filter.
+ *
+ * @generated from message curfew.auditor.v1.WatchEventsResponse
+ */
+export type WatchEventsResponse = Message<"curfew.auditor.v1.WatchEventsResponse"> & {
+  /**
+   * Absent: none of the leaves read since passes the filters.
+   *
+   * @generated from field: curfew.auditor.v1.SealedEvent event = 1;
+   */
+  event?: SealedEvent | undefined;
+
+  /**
+   * Where to go on after an interruption: index of the leaf after the last one read.
+   *
+   * @generated from field: int64 next_index = 2;
+   */
+  nextIndex: bigint;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.WatchEventsResponse.
+ * Use `create(WatchEventsResponseSchema)` to create a new message.
+ */
+export const WatchEventsResponseSchema: GenMessage<WatchEventsResponse> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 12);
+
+/**
+ * A question how the evidence is.
+ *
+ * @generated from message curfew.auditor.v1.GetHealthRequest
+ */
+export type GetHealthRequest = Message<"curfew.auditor.v1.GetHealthRequest"> & {
+};
+
+/**
+ * Describes the message curfew.auditor.v1.GetHealthRequest.
+ * Use `create(GetHealthRequestSchema)` to create a new message.
+ */
+export const GetHealthRequestSchema: GenMessage<GetHealthRequest> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 13);
+
+/**
+ * A verdict and what it rests on.
+ *
+ * @generated from message curfew.auditor.v1.Verdict
+ */
+export type Verdict = Message<"curfew.auditor.v1.Verdict"> & {
+  /**
+   * Whether it holds.
+   *
+   * @generated from field: curfew.auditor.v1.VerdictState state = 1;
+   */
+  state: VerdictState;
+
+  /**
+   * Of a broken one: since the oldest of its findings. Of one that holds: when this was last looked at. Absent: never.
+   *
+   * @generated from field: google.protobuf.Timestamp since = 2;
+   */
+  since?: Timestamp | undefined;
+
+  /**
+   * Entries of the ledger that were looked at.
+   *
+   * @generated from field: int64 checked_size = 3;
+   */
+  checkedSize: bigint;
+
+  /**
+   * What is open, oldest first, at most 100.
+   *
+   * @generated from field: repeated curfew.auditor.v1.OpenFinding findings = 4;
+   */
+  findings: OpenFinding[];
+
+  /**
+   * There are more findings than these.
+   *
+   * @generated from field: bool more_findings = 5;
+   */
+  moreFindings: boolean;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.Verdict.
+ * Use `create(VerdictSchema)` to create a new message.
+ */
+export const VerdictSchema: GenMessage<Verdict> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 14);
+
+/**
+ * Something that speaks against a verdict.
+ *
+ * @generated from message curfew.auditor.v1.OpenFinding
+ */
+export type OpenFinding = Message<"curfew.auditor.v1.OpenFinding"> & {
+  /**
+   * Name of its cause: a GapCause or DriftCause, e.g. GAP_CAUSE_HOLE.
+   *
+   * @generated from field: string cause = 1;
+   */
+  cause: string;
+
+  /**
+   * When it was found.
+   *
+   * @generated from field: google.protobuf.Timestamp since = 2;
+   */
+  since?: Timestamp | undefined;
+
+  /**
+   * Where: a record; offset 0 where it is about all of a partition; absent: about a whole topic, or a file.
+   *
+   * @generated from field: curfew.events.v1.Position position = 3;
+   */
+  position?: Position | undefined;
+
+  /**
+   * The topic; empty: it is about a file of the ledger.
+   *
+   * @generated from field: string topic = 4;
+   */
+  topic: string;
+
+  /**
+   * Producer of the chain, name of the setting, or path of the file; else empty.
+   *
+   * @generated from field: string what = 5;
+   */
+  what: string;
+
+  /**
+   * As it must be.
+   *
+   * @generated from field: string expected = 6;
+   */
+  expected: string;
+
+  /**
+   * As it was seen; empty: there was none.
+   *
+   * @generated from field: string seen = 7;
+   */
+  seen: string;
+
+  /**
+   * Index in the ledger of the record that it is about; absent: none.
+   *
+   * @generated from field: optional int64 ledger_index = 8;
+   */
+  ledgerIndex?: bigint | undefined;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.OpenFinding.
+ * Use `create(OpenFindingSchema)` to create a new message.
+ */
+export const OpenFindingSchema: GenMessage<OpenFinding> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 15);
+
+/**
+ * How the evidence is.
+ *
+ * @generated from message curfew.auditor.v1.GetHealthResponse
+ */
+export type GetHealthResponse = Message<"curfew.auditor.v1.GetHealthResponse"> & {
+  /**
+   * Nothing sealed was changed, removed or inserted: neither in the ledger nor on the topics.
+   *
+   * @generated from field: curfew.auditor.v1.Verdict integrity = 1;
+   */
+  integrity?: Verdict | undefined;
+
+  /**
+   * Everything that was produced was sealed.
+   *
+   * @generated from field: curfew.auditor.v1.Verdict completeness = 2;
+   */
+  completeness?: Verdict | undefined;
+
+  /**
+   * The topics' settings are as evidence needs them.
+   *
+   * @generated from field: curfew.auditor.v1.Verdict drift = 3;
+   */
+  drift?: Verdict | undefined;
+
+  /**
+   * How far sealing is behind.
+   *
+   * @generated from field: curfew.auditor.v1.Lag lag = 4;
+   */
+  lag?: Lag | undefined;
+
+  /**
+   * Who cosigns the ledger's checkpoints; absent: nobody is asked to.
+   *
+   * @generated from field: curfew.auditor.v1.WitnessHealth witnesses = 5;
+   */
+  witnesses?: WitnessHealth | undefined;
+
+  /**
+   * The comparisons that go round for ever.
+   *
+   * @generated from field: repeated curfew.auditor.v1.Reverification reverifications = 6;
+   */
+  reverifications: Reverification[];
+
+  /**
+   * Entries in the ledger.
+   *
+   * @generated from field: int64 ledger_size = 7;
+   */
+  ledgerSize: bigint;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.GetHealthResponse.
+ * Use `create(GetHealthResponseSchema)` to create a new message.
+ */
+export const GetHealthResponseSchema: GenMessage<GetHealthResponse> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 16);
+
+/**
+ * How far sealing is behind what is durable.
+ *
+ * @generated from message curfew.auditor.v1.Lag
+ */
+export type Lag = Message<"curfew.auditor.v1.Lag"> & {
+  /**
+   * Records on the topics that are not sealed yet; absent: the bus cannot be asked.
+   *
+   * @generated from field: optional int64 unsealed_records = 1;
+   */
+  unsealedRecords?: bigint | undefined;
+
+  /**
+   * 99th percentile, over the records of the newest batch, of the time from their append to their sealing. Absent: nothing was sealed yet.
+   *
+   * @generated from field: google.protobuf.Duration merge_delay = 2;
+   */
+  mergeDelay?: Duration | undefined;
+
+  /**
+   * Declared service level: what it is to stay under.
+   *
+   * @generated from field: google.protobuf.Duration objective = 3;
+   */
+  objective?: Duration | undefined;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.Lag.
+ * Use `create(LagSchema)` to create a new message.
+ */
+export const LagSchema: GenMessage<Lag> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 17);
+
+/**
+ * How it stands with the witnesses.
+ *
+ * @generated from message curfew.auditor.v1.WitnessHealth
+ */
+export type WitnessHealth = Message<"curfew.auditor.v1.WitnessHealth"> & {
+  /**
+   * Whether the quorum of the policy is there: none (the policy wants no cosignature), held, missing or unknown (nobody was asked yet).
+   *
+   * @generated from field: string quorum = 1;
+   */
+  quorum: string;
+
+  /**
+   * Size of the newest checkpoint with enough cosignatures; 0: there is none.
+   *
+   * @generated from field: int64 cosigned_size = 2;
+   */
+  cosignedSize: bigint;
+
+  /**
+   * Latest time of its cosignatures; absent: there is none.
+   *
+   * @generated from field: google.protobuf.Timestamp cosigned_at = 3;
+   */
+  cosignedAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.WitnessHealth.
+ * Use `create(WitnessHealthSchema)` to create a new message.
+ */
+export const WitnessHealthSchema: GenMessage<WitnessHealth> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 18);
+
+/**
+ * A comparison that goes round for ever.
+ *
+ * @generated from message curfew.auditor.v1.Reverification
+ */
+export type Reverification = Message<"curfew.auditor.v1.Reverification"> & {
+  /**
+   * topics: every sealed record is read off its topic again. ledger: every staged batch is made again, and the published files compared.
+   * settings: the topics' settings and offsets are compared with what evidence needs.
+   *
+   * @generated from field: string what = 1;
+   */
+  what: string;
+
+  /**
+   * Passes that were brought to an end.
+   *
+   * @generated from field: int64 passes = 2;
+   */
+  passes: bigint;
+
+  /**
+   * When the last of them ended; absent: none did.
+   *
+   * @generated from field: google.protobuf.Timestamp ended_at = 3;
+   */
+  endedAt?: Timestamp | undefined;
+
+  /**
+   * Entries in the ledger as it began.
+   *
+   * @generated from field: int64 size = 4;
+   */
+  size: bigint;
+
+  /**
+   * When the one that runs began.
+   *
+   * @generated from field: google.protobuf.Timestamp started_at = 5;
+   */
+  startedAt?: Timestamp | undefined;
+
+  /**
+   * Entries that it has compared.
+   *
+   * @generated from field: int64 compared = 6;
+   */
+  compared: bigint;
+
+  /**
+   * Where it is, e.g. curfew.uses.v1/3@1200; empty: it rests.
+   *
+   * @generated from field: string at = 7;
+   */
+  at: string;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.Reverification.
+ * Use `create(ReverificationSchema)` to create a new message.
+ */
+export const ReverificationSchema: GenMessage<Reverification> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 19);
+
+/**
+ * What is known to be so.
+ *
+ * @generated from enum curfew.auditor.v1.VerdictState
+ */
+export const VerdictState = {
+  /**
+   * Never sent.
+   *
+   * @generated from enum value: VERDICT_STATE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * Nothing speaks against it, as far as was looked.
+   *
+   * @generated from enum value: VERDICT_STATE_HOLDS = 1;
+   */
+  HOLDS: 1,
+
+  /**
+   * Something does: see the findings.
+   *
+   * @generated from enum value: VERDICT_STATE_BROKEN = 2;
+   */
+  BROKEN: 2,
+
+  /**
+   * It was not looked yet.
+   *
+   * @generated from enum value: VERDICT_STATE_UNKNOWN = 3;
+   */
+  UNKNOWN: 3,
+} as const;
+
+/**
+ * What is known to be so.
+ *
+ * @generated from enum curfew.auditor.v1.VerdictState
+ */
+export type VerdictState = (typeof VerdictState)[keyof typeof VerdictState] | UnknownEnum;
+
+/**
+ * Describes the enum curfew.auditor.v1.VerdictState.
+ */
+export const VerdictStateSchema: GenEnum<VerdictState> = /*@__PURE__*/
+  enumDesc(file_curfew_auditor_v1_auditor, 0);
 
 /**
  * The evidence store. Role auditor.
@@ -387,6 +1067,46 @@ export const AuditorService: GenService<{
     methodKind: "unary";
     input: typeof GetCheckpointRequestSchema;
     output: typeof GetCheckpointResponseSchema;
+  },
+  /**
+   * That a leaf is in the tree of a size (RFC 9162 2.1.3). OUT_OF_RANGE: the ledger has not grown so far.
+   *
+   * @generated from rpc curfew.auditor.v1.AuditorService.ProveInclusion
+   */
+  proveInclusion: {
+    methodKind: "unary";
+    input: typeof ProveInclusionRequestSchema;
+    output: typeof ProveInclusionResponseSchema;
+  },
+  /**
+   * That the tree of one size is the beginning of that of another (RFC 9162 2.1.4). OUT_OF_RANGE: the ledger has not grown so far.
+   *
+   * @generated from rpc curfew.auditor.v1.AuditorService.ProveConsistency
+   */
+  proveConsistency: {
+    methodKind: "unary";
+    input: typeof ProveConsistencyRequestSchema;
+    output: typeof ProveConsistencyResponseSchema;
+  },
+  /**
+   * Sealed events as they come, each event once, in the ledger's order. Ends with OUT_OF_RANGE where the ledger has not grown so far as `from_index`.
+   *
+   * @generated from rpc curfew.auditor.v1.AuditorService.WatchEvents
+   */
+  watchEvents: {
+    methodKind: "server_streaming";
+    input: typeof WatchEventsRequestSchema;
+    output: typeof WatchEventsResponseSchema;
+  },
+  /**
+   * Whether what was sealed is unchanged (integrity), whether all that was produced was sealed (completeness), and what both rest on.
+   *
+   * @generated from rpc curfew.auditor.v1.AuditorService.GetHealth
+   */
+  getHealth: {
+    methodKind: "unary";
+    input: typeof GetHealthRequestSchema;
+    output: typeof GetHealthResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_curfew_auditor_v1_auditor, 0);
