@@ -70,6 +70,7 @@ const known = [
     [evidence.EvidenceGapFoundSchema, "evidence-gap.found"],
     [evidence.EvidenceDriftFoundSchema, "evidence-drift.found"],
     [evidence.EvidenceDriftEndedSchema, "evidence-drift.ended"],
+    [evidence.EvidenceExportedSchema, "evidence.exported"],
   ]),
   ...eventsOf(topicNames.evidence, [
     [subjects.LegalHoldPlacedSchema, "legal-hold.placed"],

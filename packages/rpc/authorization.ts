@@ -86,6 +86,7 @@ export const authorization = {
   "curfew.breach.v1.BreachService/DecideAwareness": [dpo],
   "curfew.breach.v1.BreachService/AcknowledgePage": [security, oncall, dpo],
   "curfew.breach.v1.BreachService/DraftNotification": [dpo],
+  "curfew.breach.v1.BreachService/ListDrafts": [dpo, auditor],
 
   "curfew.auditor.v1.AuditorService/ListEvents": [auditor],
   "curfew.auditor.v1.AuditorService/GetEvent": [auditor],
@@ -94,6 +95,7 @@ export const authorization = {
   "curfew.auditor.v1.AuditorService/ProveConsistency": [auditor],
   "curfew.auditor.v1.AuditorService/WatchEvents": [auditor],
   "curfew.auditor.v1.AuditorService/GetHealth": [auditor],
+  "curfew.auditor.v1.AuditorService/ExportBundle": [auditor],
 
   "curfew.relay.v1.RelayService/WakeRelay": [replica],
 

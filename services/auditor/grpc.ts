@@ -7,8 +7,10 @@ import { past } from "@curfew/projection/progress.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import { type BoundService, bindService } from "@curfew/rpc/service-definition.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
+import type { Random } from "@curfew/runtime/random.ts";
 import { LedgerBroken } from "./domain.ts";
 import { filterHash, readEvents } from "./event-view.ts";
+import { type ExportParts, openExports } from "./export.ts";
 import type { Follower } from "./follower.ts";
 import type { EvidenceHealth } from "./health.ts";
 import type { Ledger } from "./ledger.ts";
@@ -23,12 +25,14 @@ const atLeastMs = 2_000;
 const retryMs = 500;
 
 export interface AuditorParts extends ProofParts {
-  readonly ledger: Pick<Ledger, "seal" | "verifierKey">;
+  readonly ledger: Pick<Ledger, "seal" | "verifierKey" | "signer">;
   readonly follower: Follower;
   readonly health: Pick<EvidenceHealth, "read" | "lag">;
   readonly clock: Clock;
   /** What is stored contradicts what was signed. */
   readonly broken: (error: LedgerBroken) => void;
+  readonly outbox: ExportParts["outbox"];
+  readonly random: Random;
 }
 
 const invalid = (reason: string, message: string, field: string) =>
@@ -91,26 +95,33 @@ const getCheckpoint = ({ follower, ledger, health }: AuditorParts) => {
 };
 
 export const auditorService = (parts: AuditorParts): BoundService => {
-  const { health } = parts;
+  const { health, ledger } = parts;
   const tell = (error: unknown): never => {
     if (error instanceof LedgerBroken) parts.broken(error);
     if (error instanceof NoLeaf) parts.broken(new LedgerBroken(error.message, { cause: error }));
     throw error;
   };
   const telling = <T>(answer: Promise<T>): Promise<T> => answer.catch(tell);
+  async function* tellingAll<T>(answers: AsyncIterable<T>): AsyncGenerator<T> {
+    try {
+      yield* answers;
+    } catch (error) {
+      tell(error);
+    }
+  }
+  const exportBundle = openExports({
+    ...parts,
+    ...ledger,
+    awaitSealed: (positions) => awaitSealed(parts.follower, positions),
+  });
   return bindService(AuditorService, {
     listEvents: (request) => telling(listEvents(parts, request)),
     getEvent: (request) => telling(getEvent(parts, request).then((answer) => ({ ...answer, lag: health.lag() }))),
     getCheckpoint: () => getCheckpoint(parts),
     proveInclusion: (request) => telling(answerInclusion(parts, request)),
     proveConsistency: (request) => telling(answerConsistency(parts, request)),
-    async *watchEvents(request, { signal }) {
-      try {
-        yield* watchEvents(parts, request, signal);
-      } catch (error) {
-        tell(error);
-      }
-    },
+    watchEvents: (request, { signal }) => tellingAll(watchEvents(parts, request, signal)),
+    exportBundle: (request, ctx) => tellingAll(exportBundle(request, ctx)),
     getHealth: () => telling(health.read()),
   });
 };

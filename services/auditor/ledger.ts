@@ -1,7 +1,7 @@
 import { type Collection, StoreUnavailable } from "@curfew/document-store/port.ts";
 import type { SigningKey } from "@curfew/keyring/keyring.ts";
 import { openCheckpoint, signCheckpoint } from "@curfew/ledger/checkpoint.ts";
-import { noteSigner, parseVerifierKey, verifierKeyText } from "@curfew/ledger/note-key.ts";
+import { type NoteSigner, noteSigner, parseVerifierKey, verifierKeyText } from "@curfew/ledger/note-key.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { span, withSpan } from "@curfew/runtime/telemetry.ts";
 import {
@@ -22,6 +22,8 @@ export interface Ledger {
   readonly seal: Seal;
   /** Verifier key text (C2SP) of its checkpoints. */
   readonly verifierKey: string;
+  /** Signs as the ledger what is no checkpoint. */
+  readonly signer: NoteSigner;
   /**
    * The last batch, made again and compared, with every batch before it derived. Waits out an unavailable store until `signal` aborts;
    * throws LedgerBroken.
@@ -47,12 +49,13 @@ export class Interrupted extends Error {
 }
 
 /** Signs as `origin`; what it signs it can open. */
-export const sealOf = (origin: string, key: SigningKey): { seal: Seal; verifierKey: string } => {
+export const sealOf = (origin: string, key: SigningKey): { seal: Seal; verifierKey: string; signer: NoteSigner } => {
   const signer = noteSigner(origin, key.privateKey);
   const verifierKey = verifierKeyText(origin, key.publicKey);
   const verifier = parseVerifierKey(verifierKey);
   return {
     verifierKey,
+    signer,
     seal: {
       sign: (size, root) => signCheckpoint({ origin, size, root }, [signer]),
       open: (checkpoint) => openCheckpoint(checkpoint, verifier),
@@ -88,7 +91,7 @@ export const openLedger = (parts: {
   published: (row: CheckpointRow) => void;
 }): Ledger => {
   const { batches, models, projection, clock } = parts;
-  const { seal, verifierKey } = sealOf(parts.origin, parts.key);
+  const { seal, verifierKey, signer } = sealOf(parts.origin, parts.key);
 
   const patiently = async <T>(signal: AbortSignal, attempt: () => Promise<T>): Promise<T> => {
     for (let backoffMs = firstBackoffMs; ; backoffMs = Math.min(2 * backoffMs, maxBackoffMs)) {
@@ -123,6 +126,7 @@ export const openLedger = (parts: {
   return {
     seal,
     verifierKey,
+    signer,
     derive,
     async load(signal) {
       let head = await patiently(signal, lastDerived);

@@ -191,7 +191,7 @@ const openCore = async (parts: AuditorServiceParts) => {
 
 /** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */
 export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> => {
-  const { bus, clock, log, instance, reverifyPerSecond: perSecond = defaultPerSecond } = parts;
+  const { bus, clock, random, log, instance, reverifyPerSecond: perSecond = defaultPerSecond } = parts;
   const core = await openCore(parts);
   const { waker, outbox, batches, follower, ledger, topics } = core;
   let lease: Lease | undefined;
@@ -211,7 +211,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
   const { commits } = outbox.streams;
   const health = openEvidenceHealth({ ...core, ...tiles.face, commits, bus, clock, log });
   const server = await serve(parts, [
-    whenReady(auditorService({ ...core, health, clock, broken }), () => isReady),
+    whenReady(auditorService({ ...core, health, clock, random, broken }), () => isReady),
     relayService(outbox.relay, outbox.topic),
   ]).catch((error: unknown) => tiles.close().then(() => Promise.reject(error)));
   const address = advertisedAddress(parts, server.port);

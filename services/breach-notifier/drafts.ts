@@ -30,10 +30,22 @@ export interface KeptDraft {
   readonly sha256: Uint8Array;
 }
 
+export interface ListedDraft {
+  readonly controller: string;
+  readonly json: string;
+  readonly offset: number;
+}
+
 export interface Drafts {
   /** The draft of this request: made now, or when it first came. */
   get(state: OpenCase, controller: string, key: RequestKey): Promise<KeptDraft>;
+  /** The newest of each controller, at most 16, with the offset of its event, of those of the case whose event `offsetOf` their request knows. */
+  newest(caseId: string, offsetOf: (requestKey: string) => number | undefined): Promise<ListedDraft[]>;
 }
+
+/** Of one case; each is a request of a person. */
+const maxRead = 1_000;
+const maxListed = 16;
 
 const refuse = (reason: string, message: string) =>
   new RpcError({
@@ -52,7 +64,7 @@ export const openDrafts = async (parts: {
   readonly clock: Clock;
 }): Promise<Drafts> => {
   const { streams, radii, organisation, clock } = parts;
-  const rows = await parts.store.collection<DraftRow>("drafts");
+  const rows = await parts.store.collection<DraftRow>("drafts", { indexes: ["caseId"] });
 
   const controllerOf = (asked: string, radius: CaseRadius | undefined) => {
     const touched = radius ? controllersOf(radius) : organisation.controllers.map(({ id }) => id);
@@ -109,6 +121,16 @@ export const openDrafts = async (parts: {
       pastRequest(reused, { key: keyHex, hash: requestHash });
       const response = fromBinary(DraftNotificationResponseSchema, row.response);
       return { response, sha256: hash("sha256", response.json, "buffer") };
+    },
+    async newest(caseId, offsetOf) {
+      const newest = new Map<string, ListedDraft>();
+      for (const { _id, response } of await rows.find({ where: { caseId }, limit: maxRead })) {
+        const offset = offsetOf(_id);
+        if (offset === undefined) continue;
+        const { controller, json } = fromBinary(DraftNotificationResponseSchema, response);
+        if (offset > (newest.get(controller)?.offset ?? -1)) newest.set(controller, { controller, json, offset });
+      }
+      return [...newest.values()].sort((a, b) => b.offset - a.offset).slice(0, maxListed);
     },
   };
 };

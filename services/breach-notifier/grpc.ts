@@ -9,6 +9,7 @@ import {
   DraftNotificationRequestSchema,
   type GetCaseRequest,
   type ListCasesRequest,
+  type ListDraftsRequest,
 } from "@curfew/contracts/gen/curfew/breach/v1/breach_pb.ts";
 import { type Position, PositionSchema } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
@@ -87,6 +88,7 @@ export const breachService = (parts: HandlerParts): BoundService => {
       decideAwareness: (request, ctx) => calls.decideAwareness(request, ctx),
       acknowledgePage: (request, ctx) => calls.acknowledgePage(request, ctx),
       draftNotification: (request, ctx) => calls.draftNotification(request, ctx),
+      listDrafts: (request) => calls.listDrafts(request),
     },
     { rejections },
   );
@@ -165,6 +167,18 @@ class BreachCalls {
     response.published = published;
     if (position) response.position = create(PositionSchema, position);
     return response;
+  }
+
+  async listDrafts({ caseId }: ListDraftsRequest) {
+    this.#ready();
+    await this.#load(caseId);
+    const { drafts, knowledge } = this.#parts;
+    const newest = await drafts.newest(caseId, (key) => knowledge.offsetOf(key));
+    return {
+      drafts: newest.map(({ controller, json, offset }) => {
+        return { controller, json, position: { topic: topicNames.breaches, partition: 0, offset: BigInt(offset) } };
+      }),
+    };
   }
 
   #ready(): readonly Feed[] {

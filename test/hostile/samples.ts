@@ -140,6 +140,7 @@ sample(breach.decideAwareness, ({ caseId, eventId }) => ({
   evidenceEventIds: [eventId],
 }));
 sample(breach.acknowledgePage, ({ caseId }) => ({ requestId: randomUUID(), caseId, milestone: "opened" }));
+sample(breach.listDrafts, ({ caseId }) => ({ caseId }));
 sample(breach.draftNotification, ({ caseId }) => ({ requestId: randomUUID(), caseId, controller: "acme" }));
 
 const auditor = AuditorService.method;
@@ -155,6 +156,12 @@ sample(auditor.proveInclusion, () => ({ index: 0n }));
 sample(auditor.proveConsistency, () => ({ from: 1n }));
 sample(auditor.watchEvents, ({ tokenId }) => ({ fromIndex: 0n, tokenId }));
 sample(auditor.getHealth, () => ({}));
+sample(auditor.exportBundle, ({ tokenId }) => ({
+  tokenId,
+  from: timestampFromMs(Date.UTC(2026, 0, 1)),
+  to: timestampFromMs(Date.UTC(2100, 0, 1)),
+  drafts: ["{}"],
+}));
 
 sample(RelayService.method.wakeRelay, ({ tokenId }) => ({ commitIds: [`tokens/${tokenId}@0000000001`] }));
 sample(Health.method.check, () => ({ service: "" }));

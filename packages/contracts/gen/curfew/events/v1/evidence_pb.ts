@@ -6,15 +6,17 @@
 
 import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Position } from "./common_pb.ts";
+import type { Actor, Position } from "./common_pb.ts";
 import { file_curfew_events_v1_common } from "./common_pb.ts";
+import type { Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Message, UnknownEnum } from "@bufbuild/protobuf";
 
 /**
  * Describes the file curfew/events/v1/evidence.proto.
  */
 export const file_curfew_events_v1_evidence: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2V2aWRlbmNlLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIq8BChBFdmlkZW5jZUdhcEZvdW5kEhAKCHByb2R1Y2VyGAEgASgJEikKBWNhdXNlGAIgASgOMhouY3VyZmV3LmV2ZW50cy52MS5HYXBDYXVzZRIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SGQoRZXhwZWN0ZWRfc2VxdWVuY2UYBCABKAMSFQoNc2Vlbl9zZXF1ZW5jZRgFIAEoAyLbAQoSRXZpZGVuY2VEcmlmdEZvdW5kEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJEhAKCGV4cGVjdGVkGAUgASgJEgwKBHNlZW4YBiABKAkSGQoMbGVkZ2VyX2luZGV4GAcgASgDSACIAQFCDwoNX2xlZGdlcl9pbmRleCKPAQoSRXZpZGVuY2VEcmlmdEVuZGVkEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJKroBCghHYXBDYXVzZRIZChVHQVBfQ0FVU0VfVU5TUEVDSUZJRUQQABISCg5HQVBfQ0FVU0VfSE9MRRABEhIKDkdBUF9DQVVTRV9GT1JLEAISHgoaR0FQX0NBVVNFX1VOS05PV05fUFJPRFVDRVIQAxIYChRHQVBfQ0FVU0VfU1RSRUFNX0dBUBAEEhkKFUdBUF9DQVVTRV9PRkZTRVRfSlVNUBAFEhYKEkdBUF9DQVVTRV9PVkVSU0laRRAGKvMBCgpEcmlmdENhdXNlEhsKF0RSSUZUX0NBVVNFX1VOU1BFQ0lGSUVEEAASFwoTRFJJRlRfQ0FVU0VfU0VUVElORxABEhYKEkRSSUZUX0NBVVNFX1NIUlVOSxACEhkKFURSSUZUX0NBVVNFX1JFQ1JFQVRFRBADEh4KGkRSSUZUX0NBVVNFX1JFQ09SRF9NSVNTSU5HEAQSHgoaRFJJRlRfQ0FVU0VfUkVDT1JEX0NIQU5HRUQQBRIfChtEUklGVF9DQVVTRV9SRUNPUkRfSU5TRVJURUQQBhIbChdEUklGVF9DQVVTRV9MRURHRVJfRklMRRAHYgZwcm90bzM", [file_curfew_events_v1_common]);
+  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2V2aWRlbmNlLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIq8BChBFdmlkZW5jZUdhcEZvdW5kEhAKCHByb2R1Y2VyGAEgASgJEikKBWNhdXNlGAIgASgOMhouY3VyZmV3LmV2ZW50cy52MS5HYXBDYXVzZRIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SGQoRZXhwZWN0ZWRfc2VxdWVuY2UYBCABKAMSFQoNc2Vlbl9zZXF1ZW5jZRgFIAEoAyLbAQoSRXZpZGVuY2VEcmlmdEZvdW5kEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJEhAKCGV4cGVjdGVkGAUgASgJEgwKBHNlZW4YBiABKAkSGQoMbGVkZ2VyX2luZGV4GAcgASgDSACIAQFCDwoNX2xlZGdlcl9pbmRleCKPAQoSRXZpZGVuY2VEcmlmdEVuZGVkEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJIqUCChBFdmlkZW5jZUV4cG9ydGVkEiwKC2V4cG9ydGVkX2J5GAEgASgLMhcuY3VyZmV3LmV2ZW50cy52MS5BY3RvchIQCgh0b2tlbl9pZBgCIAEoCRIPCgdjYXNlX2lkGAMgASgJEigKBGZyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiYKAnRvGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIPCgdlbnRyaWVzGAYgASgDEhMKC2xlZGdlcl9zaXplGAcgASgDEhcKD21hbmlmZXN0X3NoYTI1NhgIIAEoDBIvCgtleHBvcnRlZF9hdBgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqugEKCEdhcENhdXNlEhkKFUdBUF9DQVVTRV9VTlNQRUNJRklFRBAAEhIKDkdBUF9DQVVTRV9IT0xFEAESEgoOR0FQX0NBVVNFX0ZPUksQAhIeChpHQVBfQ0FVU0VfVU5LTk9XTl9QUk9EVUNFUhADEhgKFEdBUF9DQVVTRV9TVFJFQU1fR0FQEAQSGQoVR0FQX0NBVVNFX09GRlNFVF9KVU1QEAUSFgoSR0FQX0NBVVNFX09WRVJTSVpFEAYq8wEKCkRyaWZ0Q2F1c2USGwoXRFJJRlRfQ0FVU0VfVU5TUEVDSUZJRUQQABIXChNEUklGVF9DQVVTRV9TRVRUSU5HEAESFgoSRFJJRlRfQ0FVU0VfU0hSVU5LEAISGQoVRFJJRlRfQ0FVU0VfUkVDUkVBVEVEEAMSHgoaRFJJRlRfQ0FVU0VfUkVDT1JEX01JU1NJTkcQBBIeChpEUklGVF9DQVVTRV9SRUNPUkRfQ0hBTkdFRBAFEh8KG0RSSUZUX0NBVVNFX1JFQ09SRF9JTlNFUlRFRBAGEhsKF0RSSUZUX0NBVVNFX0xFREdFUl9GSUxFEAdiBnByb3RvMw", [file_curfew_events_v1_common, file_google_protobuf_timestamp]);
 
 /**
  * Something that was produced is not there, or something is there that nobody produced.
@@ -170,6 +172,83 @@ export type EvidenceDriftEnded = Message<"curfew.events.v1.EvidenceDriftEnded"> 
  */
 export const EvidenceDriftEndedSchema: GenMessage<EvidenceDriftEnded> = /*@__PURE__*/
   messageDesc(file_curfew_events_v1_evidence, 2);
+
+/**
+ * An evidence bundle was made; nobody has all of it before this is recorded.
+ *
+ * @generated from message curfew.events.v1.EvidenceExported
+ */
+export type EvidenceExported = Message<"curfew.events.v1.EvidenceExported"> & {
+  /**
+   * Who asked.
+   *
+   * @generated from field: curfew.events.v1.Actor exported_by = 1;
+   */
+  exportedBy?: Actor | undefined;
+
+  /**
+   * What for: a token; empty: not one token, or a case.
+   *
+   * @generated from field: string token_id = 2;
+   */
+  tokenId: string;
+
+  /**
+   * A case; empty: none.
+   *
+   * @generated from field: string case_id = 3;
+   */
+  caseId: string;
+
+  /**
+   * Entries sealed at or after this; absent: from the first.
+   *
+   * @generated from field: google.protobuf.Timestamp from = 4;
+   */
+  from?: Timestamp | undefined;
+
+  /**
+   * Entries sealed before this; absent: to the last.
+   *
+   * @generated from field: google.protobuf.Timestamp to = 5;
+   */
+  to?: Timestamp | undefined;
+
+  /**
+   * Entries in it.
+   *
+   * @generated from field: int64 entries = 6;
+   */
+  entries: bigint;
+
+  /**
+   * Entries in the ledger whose checkpoint it has.
+   *
+   * @generated from field: int64 ledger_size = 7;
+   */
+  ledgerSize: bigint;
+
+  /**
+   * SHA-256 of its manifest, 32 bytes; that names every file, and so decides every byte of the bundle.
+   *
+   * @generated from field: bytes manifest_sha256 = 8;
+   */
+  manifestSha256: Uint8Array;
+
+  /**
+   * When, by the clock of auditor.
+   *
+   * @generated from field: google.protobuf.Timestamp exported_at = 9;
+   */
+  exportedAt?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message curfew.events.v1.EvidenceExported.
+ * Use `create(EvidenceExportedSchema)` to create a new message.
+ */
+export const EvidenceExportedSchema: GenMessage<EvidenceExported> = /*@__PURE__*/
+  messageDesc(file_curfew_events_v1_evidence, 3);
 
 /**
  * What is wrong with a producer's chain.
