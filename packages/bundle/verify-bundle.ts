@@ -140,7 +140,7 @@ const absentLeaves = ({ range, selection }: Manifest, present: readonly number[]
 export const openBundle = async (
   source: ByteSource,
   policy: Policy,
-  progress: () => void = () => undefined,
+  progress: (done: number, all: number) => void = () => undefined,
 ): Promise<IntactBundle> => {
   const stored = await readZip(source);
   const read = openFiles(source, stored);
@@ -170,7 +170,7 @@ export const openBundle = async (
     report.add(index, record);
     if (drafts.has(index)) await checkDraft(read, index, record);
     present.push(index);
-    progress();
+    progress(present.length, manifest.entries);
   }
   const sets = new Set(present);
   for (const { name } of stored) {

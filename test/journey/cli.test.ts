@@ -449,6 +449,99 @@ describe("cases and the ledger", () => {
       verifierKey: expect.any(String),
     });
   });
+
+  it("a case's evidence bundle is written once, verified offline by us and by its own script, and refused when changed", async () => {
+    const { token } = await create("b1.secret");
+    expect((await curfew("scan", at("b1.secret"), "--report", "--as", "person/sam")).code).toBe(1);
+    const id = (await caseOf(token)).case;
+    const draft = await run(process.execPath, [main, "case", "draft", id, "--as", "person/dana", "-o", "json"]);
+    const args = ["audit", "export", "--case", id, "--as", "person/dana"];
+    const made = await curfew(...args, "-o", at("b1.zip"));
+    expect(made).toMatchObject({ code: 0, out: expect.stringMatching(/drafts: +1\n/) });
+    expect(statSync(at("b1.zip")).mode & 0o777).toBe(0o600);
+    expect(await curfew(...args, "-o", at("b1.zip"))).toMatchObject({
+      code: 2,
+      err: expect.stringContaining("overwritten"),
+    });
+
+    const { verifierKey } = await json("audit", "checkpoint", "--as", "person/dana");
+    const offline = { CURFEW_DATA_DIR: at("nowhere") };
+    const verify = (file: string, ...more: string[]) =>
+      run(process.execPath, [main, "verify", at(file), ...more], "", offline);
+    const sound = await verify("b1.zip", "--key", verifierKey, "-o", "json");
+    expect(sound).toMatchObject({ code: 0, err: "" });
+    const verdict = JSON.parse(sound.out);
+    expect(verdict).toMatchObject({
+      kind: "bundle",
+      selection: { case: id, token },
+      integrity: { holds: true },
+      completeness: { verdict: "partly", missing: [], notProved: expect.arrayContaining([expect.any(String)]) },
+    });
+    const drafted = execFileSync("unzip", ["-p", at("b1.zip"), "drafts/*"], { encoding: "utf8" });
+    expect(drafted).toBe(draft.out.trimEnd());
+    const types = execFileSync("unzip", ["-p", at("b1.zip"), "decoded/*"], { encoding: "utf8" });
+    for (const type of ["token.issued", "leak.reported", "token.revoked", "case.opened", "notification.drafted"])
+      expect(types).toContain(`"curfew.${type}.v1"`);
+    const script = await run("python3", [join(root, "packages/bundle/verify.py"), at("b1.zip"), verifierKey]);
+    expect(script).toMatchObject({ code: 0, out: expect.stringContaining("integrity holds") });
+    const table = await verify("b1.zip", "--key", verifierKey);
+    expect(table.out).toMatch(/^integrity: +holds: /m);
+    expect(table.out).toMatch(/^not proved: /m);
+
+    const changed = readFileSync(at("b1.zip"));
+    changed[changed.length >> 1] = (changed[changed.length >> 1] as number) ^ 1;
+    writeFileSync(at("changed.zip"), changed);
+    expect(await verify("changed.zip", "--key", verifierKey)).toMatchObject({
+      code: 1,
+      out: expect.stringMatching(/^integrity: +BROKEN: \S+/),
+    });
+    writeFileSync(at("none.zip"), "no bundle");
+    expect((await verify("none.zip", "--key", verifierKey)).code).toBe(4);
+    expect((await verify("b1.zip")).code).toBe(2);
+    expect((await verify("b1.zip", "--key", verifierKey.replace("+", "x+"))).code).toBe(2);
+    const exports = await until("the record of the export", async () => {
+      const events = await json("audit", "list", "--type", "curfew.evidence.exported.v1", "--as", "person/dana");
+      return events.length > 0 ? events : undefined;
+    });
+    expect(exports).toHaveLength(1);
+    const { body } = await json("audit", "show", exports[0].event, "--as", "person/dana");
+    expect(body).toMatchObject({ caseId: id, exportedBy: { spiffeId: expect.stringMatching(/person\/dana$/) } });
+  }, 60_000);
+
+  it("all that was sealed in a time is complete in its bundle, leaf for leaf", async () => {
+    const from = new Date().toISOString();
+    await create("b2.secret");
+    const to = new Date(Date.now() + 60_000).toISOString();
+    const { verifierKey } = await json("audit", "checkpoint", "--as", "person/dana");
+    const bundle = await until("what was sealed", async () => {
+      const { code } = await curfew(
+        "audit",
+        "export",
+        "--from",
+        from,
+        "--to",
+        to,
+        "--as",
+        "person/dana",
+        "-o",
+        at("b2.zip"),
+      );
+      return code === 0 ? at("b2.zip") : undefined;
+    });
+    const verdict = await json("verify", bundle, "--key", verifierKey);
+    expect(verdict).toMatchObject({
+      completeness: { verdict: "holds" },
+      entries: verdict.range.end - verdict.range.first,
+    });
+    for (const wrong of [[], ["--case", "a", "--token", "b"], ["--from", to, "--to", from]])
+      expect((await curfew("audit", "export", ...wrong, "--as", "person/dana", "-o", at("b3.zip"))).code).toBe(2);
+    for (const none of [
+      ["--case", "case/none/1"],
+      ["--token", "tok_none"],
+    ])
+      expect((await curfew("audit", "export", ...none, "--as", "person/dana", "-o", at("b3.zip"))).code).toBe(3);
+    expect(existsSync(at("b3.zip"))).toBe(false);
+  }, 60_000);
 });
 
 describe("at a shell", () => {

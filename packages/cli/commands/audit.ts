@@ -15,6 +15,7 @@ import { type ConnectionFlags, onConnection } from "../connection.ts";
 import { CommandFailed, exitCode } from "../exit.ts";
 import { connectionFlags, outputAlias, outputFlag, parseLimit, parseTime } from "../flags.ts";
 import { type Format, printOne, printRows, standardOutput } from "../output.ts";
+import { exportBundle } from "./audit-export.ts";
 
 interface AuditFlags extends ConnectionFlags {
   readonly output: Format;
@@ -124,4 +125,7 @@ const checkpoint = buildCommand({
     }),
 });
 
-export const audit = buildRouteMap({ docs: { brief: "The ledger" }, routes: { list, show, checkpoint } });
+export const audit = buildRouteMap({
+  docs: { brief: "The ledger" },
+  routes: { list, show, checkpoint, export: exportBundle },
+});

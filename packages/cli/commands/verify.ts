@@ -6,6 +6,7 @@ import { CommandFailed, exitCode } from "../exit.ts";
 import { outputAlias, outputFlag } from "../flags.ts";
 import { openLogDirectory, openLogUrl } from "../read-log.ts";
 import { readSmall } from "../read-small.ts";
+import { verifyBundle } from "../verify-bundle.ts";
 import { type VerifyFlags, verifyLedger } from "../verify-ledger.ts";
 
 const maxKeyLength = 1_024;
@@ -16,7 +17,7 @@ const trusted = async ({ key, policy }: VerifyFlags): Promise<Policy> => {
   if ((key === undefined) === (policy === undefined))
     throw new CommandFailed(
       exitCode.usage,
-      "give --key VKEY or --policy FILE: the log itself cannot say whom to believe",
+      "give --key VKEY or --policy FILE: neither a log nor a bundle can say whom to believe",
     );
   try {
     if (key !== undefined)
@@ -38,17 +39,24 @@ const isDirectory = (target: string): boolean => {
   }
 };
 
+const isUrl = (target: string) => /^https?:/i.test(target);
+
 const openTarget = async (target: string) => {
-  if (/^https?:/i.test(target)) return openLogUrl(target);
-  if (isDirectory(target)) return await openLogDirectory(target);
-  throw new CommandFailed(exitCode.unavailable, `${target} is neither the directory nor the URL of a log`);
+  if (isUrl(target)) return openLogUrl(target);
+  return await openLogDirectory(target);
+};
+
+const verifyFile = async ({ output, remember, older = [] }: VerifyFlags, policy: Policy, target: string) => {
+  if (remember !== undefined || older.length > 0)
+    throw new CommandFailed(exitCode.usage, "--remember and --older are for a log: a bundle shows one tree of it");
+  await verifyBundle(target, policy, output);
 };
 
 export const verify = buildCommand({
   docs: {
-    brief: "Verify a whole ledger: every entry, every hash, and the signed checkpoint; needs no server of ours",
+    brief: "Verify a whole ledger, or an evidence bundle, to the last byte; needs no server of ours",
     fullDescription:
-      "DIR or URL is a c2sp.org/tlog-tiles log, ours or another's. Two verdicts: integrity (nothing that was sealed was changed, removed or inserted) and completeness (everything that was produced was sealed; for a ledger of Curfew). Exit 0: both hold; 1: integrity is broken, and the file and why are named; 3: incomplete; 4: no log, or it cannot be read. A log that was rolled back or forked looks sound to who never saw it before: --remember FILE keeps its last checkpoint and compares it the next time.",
+      "DIR or URL is a c2sp.org/tlog-tiles log, ours or another's; FILE is what curfew audit export wrote. Two verdicts: integrity (nothing that was sealed was changed, removed or inserted) and completeness (everything that was produced was sealed; for a ledger of Curfew). Exit 0: both hold; 1: integrity is broken, and the file and why are named; 3: incomplete; 4: neither a log nor a bundle, or it cannot be read. A log that was rolled back or forked looks sound to who never saw it before: --remember FILE keeps its last checkpoint and compares it the next time.",
   },
   parameters: {
     flags: {
@@ -86,11 +94,14 @@ export const verify = buildCommand({
     aliases: outputAlias,
     positional: {
       kind: "tuple",
-      parameters: [{ parse: String, brief: "directory or URL of a log", placeholder: "DIR|URL" }],
+      parameters: [
+        { parse: String, brief: "directory or URL of a log, or an evidence bundle", placeholder: "DIR|URL|FILE" },
+      ],
     },
   },
   func: async (flags: VerifyFlags, target: string) => {
     const policy = await trusted(flags);
+    if (!isUrl(target) && !isDirectory(target)) return await verifyFile(flags, policy, target);
     const source = await openTarget(target);
     try {
       await verifyLedger(source, policy, flags);

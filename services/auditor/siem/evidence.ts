@@ -4,7 +4,7 @@ import {
   DriftCauseSchema,
   GapCauseSchema,
 } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
-import { countOf, nameOf, said } from "./parts.ts";
+import { actorOf, countOf, done, entityOf, msOf, nameOf, said } from "./parts.ts";
 import { finding } from "./revocations.ts";
 import type { Tellers } from "./told.ts";
 
@@ -59,4 +59,23 @@ export const evidenceTold = {
       resources: [{ uid: said(drift.topic) ?? said(drift.setting) ?? "ledger", type: drift.topic ? "Topic" : "File" }],
       more: { unmapped: { cause: nameOf(DriftCauseSchema, drift.cause), setting: said(drift.setting) } },
     }),
+  "curfew.evidence.exported.v1": ({ exportedBy, tokenId, caseId, from, to, entries, ledgerSize, manifestSha256 }) => ({
+    class: "entity_management",
+    activity: "Read",
+    severity: "Medium",
+    message: `An evidence bundle of ${countOf(entries)} entries was made`,
+    correlation: caseId || tokenId,
+    attributes: {
+      ...done,
+      actor: actorOf(exportedBy),
+      entity: entityOf("Evidence bundle", Buffer.from(manifestSha256).toString("hex"), {
+        token_id: said(tokenId),
+        case_id: said(caseId),
+        from: msOf(from),
+        to: msOf(to),
+        entries: countOf(entries),
+        ledger_size: countOf(ledgerSize),
+      }),
+    },
+  }),
 } satisfies Partial<Tellers>;

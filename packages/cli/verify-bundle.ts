@@ -1,0 +1,115 @@
+import { BundleBroken, NotABundle } from "@curfew/bundle/broken.ts";
+import { withFile } from "@curfew/bundle/file-source.ts";
+import { isWholeRange, type Manifest } from "@curfew/bundle/manifest.ts";
+import { type IntactBundle, openBundle } from "@curfew/bundle/verify-bundle.ts";
+import type { Policy } from "@curfew/ledger/policy.ts";
+import { CommandFailed, exitCode } from "./exit.ts";
+import { type Format, openBar, printOne, say } from "./output.ts";
+
+/** What a bundle says of its completeness. "partly": nothing of what can be seen is missing, and not everything can be seen. */
+interface Completeness {
+  readonly verdict: "holds" | "partly" | "broken";
+  readonly proved: readonly string[];
+  readonly notProved: readonly string[];
+  readonly missing: readonly string[];
+}
+
+const selectionOf = ({ selection: { token, case: caseId, from, to } }: Manifest): string => {
+  const about = caseId ? `case ${caseId}` : token ? `token ${token}` : "everything";
+  return `${about}${from && `, sealed at or after ${from}`}${to && `, sealed before ${to}`}`;
+};
+
+const countOf = (count: number, one: string, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
+
+const completenessOf = ({ manifest, report }: IntactBundle): Completeness => {
+  const { range, selection } = manifest;
+  const { chains, streams, missing } = report;
+  const leaves = `leaves ${range.first} to ${range.end - 1}`;
+  const whole = isWholeRange(selection);
+  const proved = [
+    ...(whole ? [`every leaf of ${leaves} is in the bundle`] : []),
+    ...(whole ? [`no record is missing within ${countOf(chains.length, "producer chain")}`] : []),
+    ...(streams.length > 0 ? [`no event is missing within ${countOf(streams.length, "numbered stream")}`] : []),
+  ];
+  const notProved = [
+    ...(whole
+      ? []
+      : [
+          `that no other entry of ${leaves} belongs to ${selectionOf(manifest)}: the signer's word; the log itself shows it`,
+        ]),
+    "that producers sent nothing after their last record here",
+    ...(selection.from || selection.to
+      ? ["that nothing else was sealed in that time: leaves are dated by the auditor's clock"]
+      : []),
+  ];
+  const found = missing.length > 0;
+  return { verdict: found ? "broken" : whole ? "holds" : "partly", proved: found ? [] : proved, notProved, missing };
+};
+
+const integrityOf = ({ manifest, checkpoint, first, drafts }: IntactBundle) => ({
+  holds: true,
+  proved: [
+    `every byte of the bundle is as it was signed by the key of ${manifest.origin}`,
+    `${countOf(manifest.entries, "leaf", "leaves")} of the tree of ${manifest.size} are as they were sealed`,
+    `that tree begins with the tree of ${first.size}, under which the first of them was sealed`,
+    ...(drafts > 0 ? [`${countOf(drafts, "draft")} are those whose hashes were sealed`] : []),
+  ],
+  notProved: [
+    ...(checkpoint.witnesses.length > 0
+      ? []
+      : ["that the log shows the same tree to others: no witness of the policy has cosigned"]),
+    "that what people read (decoded, timeline) says the same as the leaves: it is signed, not proved",
+  ],
+});
+
+const printTable = (
+  bundle: IntactBundle,
+  integrity: ReturnType<typeof integrityOf>,
+  completeness: Completeness,
+): void => {
+  const { manifest, checkpoint } = bundle;
+  const { verdict, missing } = completeness;
+  printOne("table", {
+    log: manifest.origin,
+    bundle: `${selectionOf(manifest)}; made ${manifest.madeAt}`,
+    entries: `${manifest.entries}, from leaves ${manifest.range.first} to ${manifest.range.end - 1} of ${manifest.size}`,
+    ...(checkpoint.witnesses.length > 0 && { cosigned: checkpoint.witnesses.map(({ name }) => name) }),
+    integrity: `holds: ${integrity.proved.join("; ")}`,
+    completeness: `${verdict}: ${[...missing, ...completeness.proved].join("; ") || "nothing can be seen of it"}`,
+  });
+  for (const each of [...integrity.notProved, ...completeness.notProved]) printOne("table", { "not proved": each });
+};
+
+const print = (format: Format, bundle: IntactBundle, completeness: Completeness): void => {
+  const { manifest, checkpoint } = bundle;
+  const integrity = integrityOf(bundle);
+  if (format === "table") {
+    printTable(bundle, integrity, completeness);
+    return;
+  }
+  const { origin, size, selection, range, entries, madeAt } = manifest;
+  const root = Buffer.from(checkpoint.opened.root).toString("base64");
+  const tree = { origin, size, root, cosigned: checkpoint.witnesses };
+  printOne("json", { kind: "bundle", ...tree, selection, range, entries, madeAt, integrity, completeness });
+};
+
+const refuse = (format: Format, error: unknown): never => {
+  if (error instanceof NotABundle) throw new CommandFailed(exitCode.unavailable, error.message);
+  if (!(error instanceof BundleBroken)) throw error;
+  const integrity = { holds: false, file: error.file, why: error.message };
+  if (format === "json") printOne("json", { kind: "bundle", integrity });
+  else printOne("table", { integrity: `BROKEN: ${error.message}` });
+  throw new CommandFailed(exitCode.no, `integrity is broken: ${error.message}`);
+};
+
+/** Verifies an evidence bundle, prints both verdicts, and throws CommandFailed with the exit code of what does not hold. */
+export const verifyBundle = async (path: string, policy: Policy, format: Format): Promise<void> => {
+  const bar = openBar("entries");
+  const opening = withFile(path, (source) => openBundle(source, policy, bar.show)).finally(bar.clear);
+  const bundle = await opening.catch((error: unknown) => refuse(format, error));
+  const completeness = completenessOf(bundle);
+  print(format, bundle, completeness);
+  for (const gap of completeness.missing.slice(1)) say(gap);
+  if (completeness.verdict === "broken")
+    throw new CommandFailed(exitCode.refused, `incomplete: ${completeness.missing[0]}`);
+};
