@@ -136,11 +136,9 @@ const sealing =
     }
   };
 
-/** Throws ConfigError for a policy that is not for this ledger. */
-const openWitnessing = async ({ witnessing, store, clock, log }: AuditorServiceParts, verifierKey: string) => {
+const openWitnessing = async ({ witnessing, store, clock, log }: AuditorServiceParts) => {
   if (!witnessing) return undefined;
   const { policy, allow } = witnessing;
-  checkPolicy(policy, verifierKey);
   const rows = await openCosigned(store);
   return { rows, witnesses: openWitnesses({ policy, outbound: openOutbound({ allow, clock }), rows, clock, log }) };
 };
@@ -153,7 +151,7 @@ const openTiles = async (
   const { ledgerDir, ledgerListen, clock, log } = parts;
   const { batches, latest, ledger } = of;
   const files = ledgerDir === undefined ? undefined : openDirectory(ledgerDir, parts);
-  const witnessed = await openWitnessing(parts, ledger.verifierKey);
+  const witnessed = await openWitnessing(parts);
   const server = files && ledgerListen && (await openTileServer(files, ledgerListen, log));
   const { seal } = ledger;
   return {
@@ -170,16 +168,18 @@ const openTiles = async (
   };
 };
 
-/** All that is not served: the ledger, what is derived from it, and what is recorded about it. */
+/** All that is not served: the ledger, what is derived from it, and what is recorded about it. Throws ConfigError for witnesses of another ledger. */
 const openCore = async (parts: AuditorServiceParts) => {
   const { store, bus, clock, log } = parts;
   const origin = parts.origin ?? `${parts.trustDomain}/ledger`;
   const key = parts.keyring.signingKey(origin);
+  const { seal, verifierKey } = sealOf(origin, key);
+  if (parts.witnessing) checkPolicy(parts.witnessing.policy, verifierKey);
   const waker = openWaker(name, parts);
   const outbox = await openOutbox({ ...parts, service: name, topic: topicNames.evidence, wake: waker.wake });
   const batches = await store.collection<BatchDoc>("batches");
   const models = await openReadModels(store);
-  const follower = await openFollower({ models, seal: sealOf(origin, key).seal, clock, log });
+  const follower = await openFollower({ models, seal, clock, log });
   const projection = openProjection({ models, epochs: parts.epochs, report: openGapReporter(outbox, log) });
   const ledger = openLedger({ batches, models, projection, origin, key, clock, published: follower.published });
   const drifts = openDriftLog(outbox, log);

@@ -6,7 +6,7 @@ import { join, resolve } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { pathToFileURL } from "node:url";
 import { cached } from "@curfew/deploy/dev/cache.ts";
-import { freePort, openServerProcess } from "@curfew/deploy/dev/server-process.ts";
+import { freePort, openServerProcess, type ServerProcess } from "@curfew/deploy/dev/server-process.ts";
 
 /*
  * Transparency-log programs of others, against which ours are tested. Go builds them once per version of the module
@@ -186,6 +186,10 @@ export interface Litewitness {
   readonly url: string;
   /** Of its cosignatures. */
   readonly vkey: string;
+  /** Stops it; `up` starts it again, on its port and with its memory. */
+  down(): Promise<void>;
+  up(): Promise<void>;
+  /** Stops it for good. */
   stop(): Promise<void>;
 }
 
@@ -209,17 +213,27 @@ export const openLitewitness = async (
     const listen = `127.0.0.1:${port}`;
     const witness = [program, "-db", database, "-name", name, "-key", fingerprint, "-listen", listen];
     const command = ["env", "-C", dir, "ssh-agent", "sh", "-c", underAgent, "sh", key, ...witness];
-    const server = await openServerProcess({ command, port, logFile, goodCodes: [0] });
-    const stop = async () => {
-      await server.stop();
+    const begin = () => openServerProcess({ command, port, logFile, goodCodes: [0] });
+    let server: ServerProcess | undefined = await begin();
+    const down = async () => {
+      const ending = server;
+      server = undefined;
+      if (!ending) return;
+      await ending.stop();
       process.kill(Number(readFileSync(join(dir, "agent.pid"), "utf8")), "SIGTERM");
+    };
+    const up = async () => {
+      server ??= await begin();
+    };
+    const stop = async () => {
+      await down();
       forget();
     };
     try {
       addLog(database, log);
       const vkey = /msg="verifier key" vkey=(\S+)/.exec(readFileSync(logFile, "utf8"))?.[1];
       if (vkey === undefined) throw new Error("litewitness did not say its verifier key");
-      return { url: `http://${listen}/`, vkey, stop };
+      return { url: `http://${listen}/`, vkey, down, up, stop };
     } catch (e) {
       await stop();
       throw e;

@@ -1,0 +1,64 @@
+import { generateKeyPairSync } from "node:crypto";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { openSuite, type Suite } from "@curfew/deploy/embedded/suite.ts";
+import { readSuiteConfig } from "@curfew/deploy/embedded/suite-config.ts";
+import { cosignerKeyText, verifierKeyText } from "@curfew/ledger/note-key.ts";
+import { openByPolicy, parsePolicy } from "@curfew/ledger/policy.ts";
+import { openLog } from "@curfew/runtime/log.ts";
+import { afterAll, expect, it } from "vitest";
+import { type OwnWitness, openOwnWitness } from "../tools/own-witness.ts";
+import { policyOf } from "../tools/tools.ts";
+
+/** The suite of `npm start` with a witness in its curfew.yaml: from the first start, at which nobody knows the ledger's key, to a cosigned checkpoint. */
+
+const dir = mkdtempSync(join(tmpdir(), "curfew-witnessed-"));
+let suite: Suite | undefined;
+let witness: OwnWitness | undefined;
+afterAll(async () => {
+  await suite?.close();
+  await witness?.stop();
+  rmSync(dir, { recursive: true, force: true });
+});
+
+const sample = readFileSync(new URL("../../deploy/embedded/curfew.yaml", import.meta.url), "utf8");
+const log = openLog({ service: "test", level: "error", write: () => undefined });
+
+const start = (policy: string, allow: string) => {
+  writeFileSync(join(dir, "policy"), policy);
+  writeFileSync(
+    join(dir, "curfew.yaml"),
+    `${sample}\nwitnesses: { policy_file: ${join(dir, "policy")}, allow: ["${allow}"] }\n`,
+  );
+  const config = readSuiteConfig(join(dir, "curfew.yaml"), () => undefined);
+  return openSuite({ dataDir: join(dir, "data"), config, port: 0, reflection: false, log });
+};
+
+it("says which key the policy must name, and then publishes what the witness has cosigned", {
+  timeout: 180_000,
+}, async () => {
+  const stranger = generateKeyPairSync("ed25519").privateKey;
+  const of = (keyName: string, kind: (name: string, key: typeof stranger) => string) => kind(keyName, stranger);
+  const wrong = `log ${of("other", verifierKeyText)}\nwitness w ${of("w", cosignerKeyText)} http://127.0.0.1:1/\nquorum w\n`;
+  const refusal = await start(wrong, "127.0.0.1:1").then(
+    () => "it started",
+    (error: Error) => `${error.name}: ${error.message}`,
+  );
+  expect(refusal).toMatch(/^ConfigError: .*no log line of the witness policy is this ledger's, which is: log \S+$/);
+  const vkey = refusal.split(" ").at(-1) ?? "";
+  witness = await openOwnWitness(join(dir, "witness"), [vkey]);
+  const policy = policyOf(vkey, [witness]);
+  suite = await start(policy, new URL(witness.url).host);
+  const { ledger } = suite.endpoints;
+  // Every start is on the log: there is something to seal.
+  const published = async () => {
+    const response = await fetch(`${ledger}checkpoint`);
+    if (response.status !== 200) return undefined;
+    const { opened, ...cosigned } = openByPolicy(await response.text(), parsePolicy(policy));
+    return { isGrown: opened.size > 0, ...cosigned };
+  };
+  await expect
+    .poll(published, { timeout: 60_000, interval: 100 })
+    .toMatchObject({ isGrown: true, quorum: true, witnesses: [{ name: "w1" }] });
+});
