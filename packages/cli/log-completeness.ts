@@ -1,5 +1,5 @@
 import { type ChainHead, type ChainVerdict, checkLink } from "@curfew/event-log/chain.ts";
-import { decodeLeaf, NoLeaf } from "@curfew/ledger/leaf.ts";
+import { decodeLeafLike, NoLeaf, type SealedRecord } from "@curfew/ledger/leaf.ts";
 
 /** Whether everything that was produced is in a log, as far as its entries show it. */
 export type Completeness = {
@@ -24,12 +24,14 @@ export const openCompleteness = () => {
   const heads = new Map<string, ChainHead>();
   const gaps: string[] = [];
   let [ours, others, found] = [0, 0, 0];
+  let last: SealedRecord | undefined;
   const gap = (text: string) => {
     found += 1;
     if (gaps.length < maxGapsShown) gaps.push(text);
   };
   const add = (leaf: Uint8Array, at: number): void => {
-    const record = decodeLeaf(leaf);
+    const record = decodeLeafLike(leaf, last);
+    last = record;
     ours += 1;
     if (record.oversize) {
       gap(`entry ${at}: too large for a leaf, only its hash is there`);

@@ -1,9 +1,10 @@
-import { constants } from "node:fs";
-import { open, realpath } from "node:fs/promises";
+import { closeSync, constants, fstatSync, openSync, readSync, read as readWithCallback } from "node:fs";
+import { realpath } from "node:fs/promises";
 import http from "node:http";
 import https from "node:https";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { promisify } from "node:util";
 import { NoteError } from "@curfew/ledger/note-error.ts";
 import type { ReadLogFile } from "@curfew/ledger/verify-log.ts";
 import { CommandFailed, exitCode } from "./exit.ts";
@@ -23,40 +24,52 @@ const longer = (mostBytes: number) => new NoteError(`it is longer than ${mostByt
 const codeOf = (error: unknown) => (error as NodeJS.ErrnoException).code ?? "";
 const isAbsent = (error: unknown) => codeOf(error) === "ENOENT" || codeOf(error) === "ENOTDIR";
 
+const readAsync = promisify(readWithCallback);
+/** Smaller files are read at once: to wait for another thread takes longer. */
+const smallBytes = 1_048_576;
+// Not to wait for the other end of a FIFO, should it be one.
+const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+
 const readPlain = async (file: string, mostBytes: number): Promise<Uint8Array> => {
-  // Not to wait for the other end of a FIFO, should it be one.
-  const handle = await open(file, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  const fd = openSync(file, flags);
   try {
-    const stat = await handle.stat();
+    const stat = fstatSync(fd);
     if (!stat.isFile()) throw new NoteError("it is no plain file");
     if (stat.size > mostBytes) throw longer(mostBytes);
     const bytes = Buffer.allocUnsafeSlow(stat.size);
     let end = 0;
     while (end < bytes.length) {
-      const { bytesRead } = await handle.read(bytes, end, bytes.length - end);
-      if (bytesRead === 0) break;
-      end += bytesRead;
+      const rest = [bytes, end, bytes.length - end, null] as const;
+      const count = bytes.length <= smallBytes ? readSync(fd, ...rest) : (await readAsync(fd, ...rest)).bytesRead;
+      if (count === 0) break;
+      end += count;
     }
     return bytes.subarray(0, end);
   } finally {
-    await handle.close();
+    closeSync(fd);
   }
 };
 
 /** A log in a directory of this machine. No link in it is followed: it may lead anywhere. */
 export const openLogDirectory = async (dir: string): Promise<LogSource> => {
   const root = await realpath(dir);
+  const plainFolders = new Set<string>();
+  const assertPlainFolder = async (folder: string) => {
+    if (plainFolders.has(folder)) return;
+    if ((await realpath(folder)) !== folder) throw new NoteError("a folder of it is a link");
+    plainFolders.add(folder);
+  };
   return {
-    ahead: 3,
+    ahead: 2,
     close: () => undefined,
     async read(path, mostBytes) {
       const file = join(root, path);
       try {
-        if ((await realpath(file)) !== file) throw new NoteError("it, or a folder of it, is a link");
+        await assertPlainFolder(dirname(file));
         return await readPlain(file, mostBytes);
       } catch (error) {
         if (isAbsent(error)) return undefined;
-        if (codeOf(error) === "ELOOP") throw new NoteError("it, or a folder of it, is a link");
+        if (codeOf(error) === "ELOOP") throw new NoteError("it is a link");
         if (error instanceof NoteError) throw error;
         throw unreadable(`${path} cannot be read: ${codeOf(error) || (error as Error).message}`);
       }

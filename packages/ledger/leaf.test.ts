@@ -1,8 +1,10 @@
 import { create, toBinary } from "@bufbuild/protobuf";
 import { LedgerEntrySchema } from "@curfew/contracts/gen/curfew/ledger/v1/entry_pb.ts";
+import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { MAX_ENTRY_BYTES } from "./hash.ts";
-import { decodeLeaf, encodeLeaf, type LogRecord } from "./leaf.ts";
+import { decodeAnyLeaf, decodeLeaf, decodeLeafLike, encodeLeaf, type LogRecord } from "./leaf.ts";
+import { readPlainLeaf } from "./leaf-reader.ts";
 
 const base: LogRecord = {
   topic: "curfew.uses.v1",
@@ -79,5 +81,62 @@ describe("a leaf", () => {
   it("is not read where it is none", () => {
     expect(() => decodeLeaf(new Uint8Array([255]))).toThrow(/no ledger entry/);
     expect(() => decodeLeaf(new Uint8Array())).toThrow(/unknown format/);
+  });
+});
+
+/** What `read` makes of a leaf: a record, the name of its error, or undefined. */
+const outcome = (read: () => ReturnType<typeof decodeLeaf> | undefined) => {
+  try {
+    const record = read();
+    return record && { ...record, value: Buffer.from(record.value).toString("hex") };
+  } catch (error) {
+    return (error as Error).name;
+  }
+};
+
+describe("a plain leaf is read by our own reader", () => {
+  it("to the same record, whatever was read before it", () => {
+    const { leaf } = encodeLeaf(base, sealedAtMs);
+    const { leaf: another } = encodeLeaf(
+      { ...base, key: "j", headers: [["ce_idx", "12"]], topic: "other" },
+      sealedAtMs,
+    );
+    expect(readPlainLeaf(leaf, undefined)).toMatchObject({ ...base, value: Buffer.of(1), oversize: false, sealedAtMs });
+    const like = decodeLeaf(another);
+    expect(decodeLeafLike(leaf, like)).toEqual(decodeLeaf(leaf));
+    expect(decodeLeafLike(leaf, { ...like, key: "\u016b", headers: [["\u0163e_id", "1"]] })).toEqual(decodeLeaf(leaf));
+    expect(decodeLeafLike(another, decodeLeaf(leaf))).toEqual(like);
+  });
+
+  it("which is what the protobuf library makes of it, or leaves it to that, however its bytes are changed", () => {
+    const text = fc.oneof(
+      { weight: 40, arbitrary: fc.string({ maxLength: 140 }) },
+      { weight: 1, arbitrary: fc.string({ unit: "grapheme", maxLength: 5 }) },
+    );
+    const record = fc.record({
+      topic: text,
+      partition: fc.nat(),
+      offset: fc.maxSafeNat(),
+      timestampMs: fc.nat(),
+      key: text,
+      headers: fc.array(fc.tuple(text, text), { maxLength: 4 }),
+      value: fc.uint8Array({ maxLength: 200 }),
+    });
+    const changes = fc.array(fc.tuple(fc.nat(), fc.nat(3), fc.nat(255)), { maxLength: 3 });
+    let plain = 0;
+    fc.assert(
+      fc.property(record, changes, (of, changed) => {
+        const bytes = [...encodeLeaf(of, sealedAtMs).leaf];
+        for (const [at, how, byte] of changed)
+          bytes.splice(at % (bytes.length + 1), how === 0 ? 0 : 1, ...(how === 1 ? [] : [byte]));
+        const leaf = Uint8Array.from(bytes);
+        const read = outcome(() => readPlainLeaf(leaf, undefined));
+        if (read === undefined) return;
+        plain += 1;
+        expect(read).toEqual(outcome(() => decodeAnyLeaf(leaf)));
+      }),
+      { seed: 20_260, numRuns: 3_000 },
+    );
+    expect(plain).toBeGreaterThan(500);
   });
 });
