@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import { type ErasureSettings, parsePersonalData } from "@curfew/auditor/erasure-settings.ts";
 import { parseWitnesses, type Witnessing } from "@curfew/auditor/witness-settings.ts";
 import { ConfigError } from "@curfew/runtime/config.ts";
 import { type Organisation, parseOrganisation } from "@curfew/runtime/organisation.ts";
@@ -9,11 +10,13 @@ export interface SuiteConfig {
   readonly trustDomain: string;
   readonly organisation: Organisation;
   readonly witnessing?: Witnessing;
+  /** How long keys and backups of personal data are kept. */
+  readonly personalData: ErasureSettings;
   /** The sections as they were written, for processes that read them from files of their own. */
   readonly sections: { readonly organisation: string; readonly paging: string };
 }
 
-const known = ["trust_domain", "organisation", "paging", "witnesses"];
+const known = ["trust_domain", "organisation", "paging", "witnesses", "personal_data"];
 const trustDomainPattern = /^[a-z0-9](?:[a-z0-9.-]{0,253}[a-z0-9])?$/;
 
 const problemsOf = <T>(read: () => T, problems: string[]): T | undefined => {
@@ -53,6 +56,13 @@ export const readSuiteConfig = (file: string, checkPaging: (yaml: string) => unk
   const organisation = problemsOf(() => parseOrganisation(sections.organisation), problems);
   problemsOf(() => checkPaging(sections.paging), problems);
   const witnessing = problemsOf(() => parseWitnesses(top.witnesses), problems);
-  if (problems.length > 0 || !organisation) throw new ConfigError(problems.map(inFile));
-  return { trustDomain: trustDomain as string, organisation, ...(witnessing && { witnessing }), sections };
+  const personalData = problemsOf(() => parsePersonalData(top.personal_data), problems);
+  if (problems.length > 0 || !organisation || !personalData) throw new ConfigError(problems.map(inFile));
+  return {
+    trustDomain: trustDomain as string,
+    organisation,
+    personalData,
+    ...(witnessing && { witnessing }),
+    sections,
+  };
 };

@@ -152,7 +152,12 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
     );
     const { ledgerUrl } = await run(
       "auditor",
-      openAuditor({ ...parts("auditor"), epochs: databases.epochs, ...ledgerParts(options) }),
+      openAuditor({
+        ...parts("auditor"),
+        epochs: databases.epochs,
+        people: { personal: databases.personal, settings: config.personalData },
+        ...ledgerParts(options),
+      }),
     );
     await run("breach-notifier", openBreachNotifier({ ...parts("breach-notifier"), paging }));
     const failed = Promise.race([...services.values()].map((service) => service.failed));

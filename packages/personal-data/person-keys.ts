@@ -8,12 +8,13 @@ import { openKept } from "./kept.ts";
 
 /**
  * A random key for each person whose data is sealed, under the person's pseudonym; made once, never again. What is left of an erased
- * person is the row without its key, which keeps the id from being used again.
+ * person is the row without its key, which keeps the id from being used again. `w<epoch>`: the key, wrapped.
  */
 export interface PersonDoc extends Doc {
-  /** `w<epoch>`: the key, wrapped. */
   /** No key may be made or used. */
   erased?: true;
+  /** There was something to be destroyed. */
+  known?: true;
   /** The person's other rows are gone too. */
   destroyed?: true;
 }

@@ -97,6 +97,13 @@ export const authorization = {
   "curfew.auditor.v1.AuditorService/GetHealth": [auditor],
   "curfew.auditor.v1.AuditorService/ExportBundle": [auditor],
 
+  "curfew.auditor.v1.DataSubjectService/EraseDataSubject": [dpo],
+  "curfew.auditor.v1.DataSubjectService/GetDataSubject": [dpo],
+  "curfew.auditor.v1.DataSubjectService/PlaceLegalHold": [dpo],
+  "curfew.auditor.v1.DataSubjectService/ReleaseLegalHold": [dpo],
+  "curfew.auditor.v1.DataSubjectService/ExportDataSubject": [dpo],
+  "curfew.auditor.v1.DataSubjectService/OpenSealedField": [dpo, auditor],
+
   "curfew.relay.v1.RelayService/WakeRelay": [replica],
 
   "grpc.health.v1.Health/Check": any,

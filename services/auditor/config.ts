@@ -1,4 +1,5 @@
-import { address, ConfigError, integer, optional, string } from "@curfew/runtime/config.ts";
+import { address, ConfigError, integer, optional, path, string } from "@curfew/runtime/config.ts";
+import { backupDays, epochDays } from "./erasure-settings.ts";
 import { witnessAllow, witnessPolicyFile } from "./witness-settings.ts";
 
 /** Settings beyond those that every service has (`packages/rpc/process.ts`). */
@@ -35,6 +36,25 @@ export const auditorSpec = {
         "directory that is kept a c2sp.org/tlog-tiles log of the ledger, by the replica that seals: replicas share it; default: none",
     }),
   ),
+  personalDatabase: string({
+    about: "database of pseudonyms and people's keys, shared with the verifiers",
+    default: "curfew_personal",
+    pattern: /^[a-z][a-z0-9_-]{0,37}$/,
+  }),
+  personalKeysDir: optional(
+    path({
+      about: "directory of that database's keys, 0700, shared with the verifiers; default: keysDir",
+      existing: "directory",
+    }),
+  ),
+  epochDays: integer({
+    about: "days after which the key of that database's rows is replaced and destroyed",
+    ...epochDays,
+  }),
+  backupDays: integer({
+    about: "days for which a backup of that database or its keys is kept: it goes into the answer to an erasure",
+    ...backupDays,
+  }),
   witnessPolicyFile: optional(witnessPolicyFile),
   witnessAllow,
 } as const;

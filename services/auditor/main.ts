@@ -1,8 +1,10 @@
 import { join } from "node:path";
 import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { runService } from "@curfew/rpc/process.ts";
 import { auditorSpec, checkLedger, environment } from "./config.ts";
+import { erasureSettings } from "./erasure-settings.ts";
 import { openAuditor } from "./service.ts";
 
 await runService({
@@ -14,16 +16,17 @@ await runService({
     const { mongoUrl, mongoTls, producersDatabase, caFile, identityDir } = config;
     const { ledgerOrigin, ledgerDir, ledgerListen, minInsync, reverifyPerSecond, witnessPolicyFile, witnessAllow } =
       config;
-    const producers = await openMongoStore({
-      url: mongoUrl,
-      database: producersDatabase,
-      ...(mongoTls && {
-        tls: { ca: caFile, cert: join(identityDir, "cert.pem"), key: join(identityDir, "key.pem") },
-      }),
-    });
+    const tls = mongoTls && {
+      tls: { ca: caFile, cert: join(identityDir, "cert.pem"), key: join(identityDir, "key.pem") },
+    };
+    const producers = await openMongoStore({ url: mongoUrl, database: producersDatabase, ...tls });
+    const store = await openMongoStore({ url: mongoUrl, database: config.personalDatabase, ...tls });
+    const keysDir = config.personalKeysDir ?? config.keysDir;
+    const personal = await openPersonalStore({ ...parts, store, keysDir });
     const service = await openAuditor({
       ...parts,
       epochs: await producers.collection<EpochRow>("epochs"),
+      people: { personal, settings: erasureSettings(config) },
       ...(ledgerOrigin && { origin: ledgerOrigin }),
       ...(ledgerDir && { ledgerDir }),
       ...(ledgerListen && { ledgerListen }),
@@ -33,7 +36,7 @@ await runService({
     });
     const close = async () => {
       await service.close();
-      await producers.close();
+      await Promise.all([producers.close(), store.close()]);
     };
     return { port: service.port, ready: service.ready, failed: service.failed, close };
   },

@@ -25,6 +25,7 @@ import { auditorService } from "./grpc.ts";
 import { openEvidenceHealth } from "./health.ts";
 import { Interrupted, type Ledger, openLedger, sealOf } from "./ledger.ts";
 import type { PassRow } from "./passes.ts";
+import { openPeople, type PeopleParts } from "./people.ts";
 import { openProjection, openReadModels } from "./projections.ts";
 import { openGapReporter } from "./reactions.ts";
 import { defaultPerSecond, reverification } from "./reverification.ts";
@@ -53,6 +54,8 @@ export type AuditorServiceParts = ServiceParts & {
   readonly reverifyPerSecond?: number;
   /** Where that log is served over plain HTTP, read-only; absent: nowhere. Needs `ledgerDir`. */
   readonly ledgerListen?: { readonly host: string; readonly port: number };
+  /** The store of pseudonyms and people's keys, and how it is erased from; absent: there is none, and nobody to be erased. */
+  readonly people?: PeopleParts;
   /** Whose cosignatures the checkpoint of `ledgerDir` waits for; absent: nobody's. */
   readonly witnessing?: Witnessing;
 };
@@ -206,12 +209,14 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
   outbox.failed.catch(failed.reject);
   let isReady = false;
 
+  const people = openPeople({ ...parts, ...core });
   const latestBatch = () => follower.latest()?.batch ?? 0;
   const tiles = await openTiles(parts, { batches, ledger, latest: latestBatch });
   const { commits } = outbox.streams;
   const health = openEvidenceHealth({ ...core, ...tiles.face, commits, bus, clock, log });
   const server = await serve(parts, [
     whenReady(auditorService({ ...core, health, clock, random, broken }), () => isReady),
+    ...people.services.map((service) => whenReady(service, () => isReady && people.isReplayed())),
     relayService(outbox.relay, outbox.topic),
   ]).catch((error: unknown) => tiles.close().then(() => Promise.reject(error)));
   const address = advertisedAddress(parts, server.port);
@@ -224,6 +229,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
     name: "siem-auditor",
     work: ({ signal }) => publishSiem({ bus, batches, latest: latestBatch, instance, clock, log }, signal),
   });
+  const erasing = openLease({ ...contender, name: "people-auditor", work: people.work });
   lease = openLease({
     ...contender,
     name: "seal-auditor",
@@ -245,7 +251,8 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
     closing.abort();
     await tiles.close();
     await server.close(closeGraceMs);
-    await Promise.all([lease?.close(), siem.close()]);
+    await people.close();
+    await Promise.all([lease?.close(), siem.close(), erasing.close()]);
     await outbox.close();
     await follower.close();
     waker.close();

@@ -1,11 +1,11 @@
 import type { KeyObject } from "node:crypto";
 import type { UseRequest } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import type { Address } from "@curfew/personal-data/address.ts";
 import { openPersonKeys } from "@curfew/personal-data/person-keys.ts";
 import { keptMs, type PersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { openPseudonyms, type Pseudonyms } from "@curfew/personal-data/pseudonyms.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Random } from "@curfew/runtime/random.ts";
-import type { Address } from "./address.ts";
 
 /** Whoever an address belongs to, and the address. */
 export interface Owner {

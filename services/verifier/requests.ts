@@ -4,11 +4,11 @@ import type {
   Person,
   UseRequest,
 } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
+import { type Address, parseAddress } from "@curfew/personal-data/address.ts";
 import { type FieldViolation, RpcError } from "@curfew/rpc/errors.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import type { Organisation } from "@curfew/runtime/organisation.ts";
 import { parseTokenId } from "@curfew/token-format/token-id.ts";
-import { type Address, parseAddress } from "./address.ts";
 import { isSaneTime } from "./facts.ts";
 
 /**

@@ -1,7 +1,7 @@
 import { Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import { parseAddress } from "@curfew/personal-data/address.ts";
 import { openLog } from "@curfew/runtime/log.ts";
 import { describe, expect, it } from "vitest";
-import { parseAddress } from "./address.ts";
 import { type Attempts, maxNetworks, openUnknownAttempts } from "./unknown-attempts.ts";
 
 const log = openLog({ service: "test", level: "error", write: () => undefined });

@@ -9,13 +9,13 @@ import type {
   VerifyTokenResponseSchema,
 } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import type { Keyring } from "@curfew/keyring/keyring.ts";
+import type { Address } from "@curfew/personal-data/address.ts";
 import type { Feed } from "@curfew/projection/feed.ts";
 import { type AtLeast, past } from "@curfew/projection/progress.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { digest, secretHash } from "@curfew/token-format/digest.ts";
 import { parseSecret } from "@curfew/token-format/secret.ts";
-import type { Address } from "./address.ts";
 import { type Decision, decide, lifeOf, needsFreshness } from "./decide.ts";
 import { detailsOf, type Facts } from "./facts.ts";
 import { digestKey, endOf, type Fold, type Generation } from "./fold.ts";

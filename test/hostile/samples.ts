@@ -2,8 +2,10 @@ import { randomUUID } from "node:crypto";
 import { create, type DescMessage, type DescMethod, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { AuditorService } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
+import { DataSubjectService } from "@curfew/contracts/gen/curfew/auditor/v1/data_subjects_pb.ts";
 import { BreachService } from "@curfew/contracts/gen/curfew/breach/v1/breach_pb.ts";
 import { Delivery } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
+import { AccessGround, HoldGround } from "@curfew/contracts/gen/curfew/events/v1/data_subjects_pb.ts";
 import { RevocationReason } from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
 import { Outcome, Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { IssuerService } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
@@ -162,6 +164,27 @@ sample(auditor.exportBundle, ({ tokenId }) => ({
   to: timestampFromMs(Date.UTC(2100, 0, 1)),
   drafts: ["{}"],
 }));
+
+const subjects = DataSubjectService.method;
+/** Nobody is known by it: what is asked about them comes to nothing, and must say so without repeating it. */
+const subject = {
+  who: {
+    case: "identity" as const,
+    value: { controller: "acme", identifierType: "customer-id", value: `x${canary}` },
+  },
+};
+const pseudonym = { who: { case: "pseudonym" as const, value: `psn_${"0".repeat(32)}` } };
+const ground = AccessGround.INCIDENT;
+sample(subjects.eraseDataSubject, () => ({ requestId: randomUUID(), subject, reference: "dsr/7" }));
+sample(subjects.getDataSubject, () => ({ subject }));
+sample(subjects.placeLegalHold, () => ({
+  ...{ requestId: randomUUID(), subject: pseudonym, ground: HoldGround.LEGAL_CLAIMS, reference: "claim/7" },
+}));
+sample(subjects.releaseLegalHold, () => ({
+  ...{ requestId: randomUUID(), subject: pseudonym, holdId: `hold_${"0".repeat(32)}` },
+}));
+sample(subjects.exportDataSubject, () => ({ requestId: randomUUID(), subject: pseudonym, ground, reference: "dsr/7" }));
+sample(subjects.openSealedField, () => ({ requestId: randomUUID(), useId: randomUUID(), ground, reference: "case/7" }));
 
 sample(RelayService.method.wakeRelay, ({ tokenId }) => ({ commitIds: [`tokens/${tokenId}@0000000001`] }));
 sample(Health.method.check, () => ({ service: "" }));
