@@ -1,11 +1,16 @@
 /** Concatenates parts, each behind its length (u32 big-endian; text as UTF-8), so that no two lists of parts give the same bytes. */
 export const lengthPrefixed = (...parts: readonly (string | Uint8Array)[]): Buffer => {
-  const pieces: Uint8Array[] = [];
+  let total = 0;
+  for (const part of parts) total += 4 + Buffer.byteLength(part);
+  const bytes = Buffer.allocUnsafe(total);
+  let at = 0;
   for (const part of parts) {
-    const bytes = typeof part === "string" ? Buffer.from(part, "utf8") : part;
-    const length = Buffer.alloc(4);
-    length.writeUInt32BE(bytes.length);
-    pieces.push(length, bytes);
+    const length = Buffer.byteLength(part);
+    bytes.writeUInt32BE(length, at);
+    at += 4;
+    if (typeof part === "string") bytes.write(part, at, "utf8");
+    else bytes.set(part, at);
+    at += length;
   }
-  return Buffer.concat(pieces);
+  return bytes;
 };
