@@ -57,6 +57,28 @@ export const printOne = (format: Format, row: Readonly<Record<string, unknown>>)
 /** For people, on standard error, so that standard output stays data. */
 export const say = (line: string) => standardError.write(`${line}\n`);
 
+/** A block of lines that is drawn in place on a terminal, and lines above it that stay. Elsewhere only the latter are written. */
+export const openScreen = () => {
+  let drawn = 0;
+  return {
+    inPlace: process.stdout.isTTY === true,
+    draw(staying: readonly string[], block: readonly string[]) {
+      // Cut to the width: a line that wraps would take two.
+      const width = process.stdout.columns ?? 80;
+      const lines = this.inPlace
+        ? block.map((line) =>
+            printable(line)
+              .replaceAll("\n", " ")
+              .slice(0, width - 1),
+          )
+        : [];
+      const back = this.inPlace ? `${drawn > 0 ? `\x1b[${drawn}A` : ""}\r\x1b[J` : "";
+      process.stdout.write(`${back}${[...staying.map(printable), ...lines].map((line) => `${line}\n`).join("")}`);
+      drawn = lines.length;
+    },
+  };
+};
+
 /** Counts on long work, on a terminal only; `clear` leaves the line empty. */
 export const openProgress = () => {
   const counts = new Map<string, number>();

@@ -17,8 +17,22 @@ import { connectionFlags, outputAlias, outputFlag, parseLimit, parseTime } from 
 import { type Format, printOne, printRows, standardOutput } from "../output.ts";
 import { exportBundle } from "./audit-export.ts";
 
+import { health, watch } from "./audit-health.ts";
+import { prove } from "./audit-prove.ts";
+
 interface AuditFlags extends ConnectionFlags {
   readonly output: Format;
+}
+
+interface ListFlags extends AuditFlags {
+  readonly token: string;
+  readonly type: string;
+  readonly subject: string;
+  readonly service: string;
+  readonly category: string;
+  readonly from?: Date;
+  readonly to?: Date;
+  readonly limit: number;
 }
 
 const rowOf = (event: SealedEvent) => ({
@@ -43,13 +57,34 @@ const list = buildCommand({
         default: "",
         placeholder: "TYPE",
       },
+      subject: {
+        kind: "parsed",
+        parse: String,
+        brief: "only with this CloudEvents subject, about this holder (SPIFFE ID) or person (pseudonym)",
+        default: "",
+        placeholder: "SUBJECT",
+      },
+      service: {
+        kind: "parsed",
+        parse: String,
+        brief: "only that name this resource service",
+        default: "",
+        placeholder: "SERVICE",
+      },
+      category: {
+        kind: "parsed",
+        parse: String,
+        brief: "only about this kind of personal data",
+        default: "",
+        placeholder: "CATEGORY",
+      },
       from: { kind: "parsed", parse: parseTime, brief: "only at or after", optional: true, placeholder: "TIME" },
       to: { kind: "parsed", parse: parseTime, brief: "only before", optional: true, placeholder: "TIME" },
       limit: { kind: "parsed", parse: parseLimit, brief: "at most so many", default: "100", placeholder: "N" },
     },
     aliases: outputAlias,
   },
-  func: (flags: AuditFlags & { token: string; type: string; from?: Date; to?: Date; limit: number }) =>
+  func: (flags: ListFlags) =>
     onConnection(flags, async (connection) => {
       const auditor = connection.service(AuditorService, "auditor");
       const events: SealedEvent[] = [];
@@ -60,6 +95,9 @@ const list = buildCommand({
           pageToken,
           tokenId: flags.token,
           type: flags.type,
+          subject: flags.subject,
+          service: flags.service,
+          dataCategory: flags.category,
           ...(flags.from && { from: timestampFromDate(flags.from) }),
           ...(flags.to && { to: timestampFromDate(flags.to) }),
         });
@@ -127,5 +165,5 @@ const checkpoint = buildCommand({
 
 export const audit = buildRouteMap({
   docs: { brief: "The ledger" },
-  routes: { list, show, checkpoint, export: exportBundle },
+  routes: { list, show, checkpoint, prove, health, watch, export: exportBundle },
 });
