@@ -4,13 +4,14 @@ import { openAuditor } from "@curfew/auditor/service.ts";
 import { parsePaging } from "@curfew/breach-notifier/paging.ts";
 import { openBreachNotifier } from "@curfew/breach-notifier/service.ts";
 import { openSqliteStore, type SqliteStore } from "@curfew/document-store/sqlite.ts";
-import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { openEpochs } from "@curfew/event-log/epochs.ts";
 import { openSqliteBus, type SqliteBus } from "@curfew/event-log/sqlite.ts";
 import { embeddedTopics } from "@curfew/event-log/topics.ts";
 import { openIssuer } from "@curfew/issuer/service.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { openRevocation } from "@curfew/revocation/service.ts";
+import type { IdentitySource } from "@curfew/rpc/credentials.ts";
 import type { IdentityFiles } from "@curfew/rpc/identity-files.ts";
 import type { RunningService, ServiceParts } from "@curfew/rpc/replica.ts";
 import { type Clock, systemClock } from "@curfew/runtime/clock.ts";
@@ -56,18 +57,24 @@ interface Opened {
   close(): Promise<void> | void;
 }
 
-const openDatabases = async (dataDir: string, keysDir: string, clock: Clock) => {
+const openDatabases = async (
+  dataDir: string,
+  keysDir: string,
+  clock: Clock,
+  sourceOf: (name: ServiceName) => IdentitySource,
+) => {
   const storeDir = join(dataDir, "store");
   mkdirSync(storeDir, { recursive: true, mode: 0o700 });
   const stores = new Map<string, SqliteStore>();
   for (const name of [...serviceNames, "personal", "producers"])
     stores.set(name, await openSqliteStore({ file: join(storeDir, `${name}.db`) }));
   const store = (name: ServiceName | "personal" | "producers") => stores.get(name) as SqliteStore;
-  const epochs = await store("producers").collection<EpochRow>("epochs");
+  const epochs = await openEpochs(store("producers"));
   const bus: SqliteBus = await openSqliteBus({
     file: join(dataDir, "bus.db"),
     epochs,
     clock,
+    identity: (service) => sourceOf(service as ServiceName).current(),
     topics: embeddedTopics,
   });
   const personal = await openPersonalStore({ store: store("personal"), keysDir, random: systemRandom, clock });
@@ -115,7 +122,7 @@ export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
     const keysDir = options.keysDir ?? join(dataDir, "keys");
     const keyring = openKeyring({ dir: keysDir, random: systemRandom, clock });
     const identities = keep(await openIdentities({ dir: dataDir, config, clock, log }));
-    const databases = keep(await openDatabases(dataDir, keysDir, clock));
+    const databases = keep(await openDatabases(dataDir, keysDir, clock, identities.sourceOf));
     const parts = (name: ServiceName): ServiceParts => ({
       store: databases.store(name),
       bus: databases.bus,

@@ -5,7 +5,7 @@
 export interface OutRecord {
   readonly partition: number;
   readonly key: string;
-  /** Printable ASCII values; order is kept. The producer adds `curfew-producer`, `curfew-seq`, `curfew-prev`. */
+  /** Printable ASCII values; order is kept. The producer adds those of its chain (`chain.ts`). */
   readonly headers: Readonly<Record<string, string>>;
   /** Never empty: a null value is a tombstone. */
   readonly value: Uint8Array;

@@ -1,5 +1,6 @@
 import { hash } from "node:crypto";
 import type { InRecord, OutRecord } from "./bus.ts";
+import type { ProducerKey } from "./producer-key.ts";
 
 /**
  * The producer chain (design: evidence, "What is sealed"): every record names its producer epoch, its number there and the hash of the
@@ -8,6 +9,10 @@ import type { InRecord, OutRecord } from "./bus.ts";
 export const producerHeader = "curfew-producer";
 export const sequenceHeader = "curfew-seq";
 export const previousHeader = "curfew-prev";
+/** On the first record of a chain: the key of its epoch, and who certifies it. Absent: the chain is not signed. */
+export const keyHeader = "curfew-key";
+/** On the last record that a send adds to a chain: covers it and, by `curfew-prev`, everything before it. */
+export const signatureHeader = "curfew-sig";
 /** `curfew-prev` of the first record of a chain. */
 export const chainStart = "0".repeat(64);
 
@@ -26,7 +31,7 @@ export const recordHash = (
   record: Hashed & { readonly headers: Iterable<readonly [string, string]> },
 ): string => {
   const parts: (string | Uint8Array)[] = [topic, String(record.partition), record.key];
-  for (const [name, value] of record.headers) if (name !== "curfew-sig") parts.push(name, value);
+  for (const [name, value] of record.headers) if (name !== signatureHeader) parts.push(name, value);
   return hashOf([...parts, record.value]);
 };
 
@@ -55,7 +60,8 @@ const sentHash = (topic: string, record: OutRecord): string => {
   const { key, partition, headers, value } = record;
   // Not from 0, which says that it was left.
   let end = appended(key, appended(String(partition), appended(topic, 1)));
-  for (const name in headers) end = name === "curfew-sig" ? 0 : appended(headers[name] as string, appended(name, end));
+  for (const name in headers)
+    end = name === signatureHeader ? 0 : appended(headers[name] as string, appended(name, end));
   if (end === 0 || end + 4 + value.length > shared.length)
     return recordHash(topic, { partition, key, value, headers: Object.entries(headers) });
   shared.writeUInt32BE(value.length, end);
@@ -81,24 +87,39 @@ const hashOf = (parts: readonly (string | Uint8Array)[]): string => {
   return hash("sha256", buffer.subarray(0, end), "hex");
 };
 
+/** The first header of that name. */
+export const headerOf = (record: Pick<InRecord, "headers">, name: string): string | undefined =>
+  record.headers.find(([n]) => n === name)?.[1];
+
 /** With its chain headers. */
 export type ChainedRecord = OutRecord;
 
-/** The chains of one producer epoch on one topic: one per partition. `link` must be called in the order of sending. */
-export const openChain = (topic: string, producer: string) => {
+/** The chains of one producer epoch on one topic: one per partition. `link` and `linkSend` must be called in the order of sending. */
+export const openChain = (topic: string, producer: string, key?: ProducerKey) => {
   const heads = new Map<number, { sequence: number; hash: string }>();
+  const link = (record: OutRecord) => {
+    const head = heads.get(record.partition) ?? { sequence: 0, hash: chainStart };
+    const { partition, value } = record;
+    const headers: Record<string, string> = { ...record.headers };
+    headers[producerHeader] = producer;
+    headers[sequenceHeader] = String(head.sequence + 1);
+    headers[previousHeader] = head.hash;
+    if (key && head.sequence === 0) headers[keyHeader] = key.certification();
+    const linked = { partition, key: record.key, headers, value };
+    heads.set(partition, { sequence: head.sequence + 1, hash: sentHash(topic, linked) });
+    return linked;
+  };
   return {
     producer,
-    /** The record with its chain headers added last. */
-    link(record: OutRecord): ChainedRecord {
-      const head = heads.get(record.partition) ?? { sequence: 0, hash: chainStart };
-      const { partition, key, value } = record;
-      const headers: Record<string, string> = { ...record.headers };
-      headers[producerHeader] = producer;
-      headers[sequenceHeader] = String(head.sequence + 1);
-      headers[previousHeader] = head.hash;
-      const linked = { partition, key, headers, value };
-      heads.set(partition, { sequence: head.sequence + 1, hash: sentHash(topic, linked) });
+    /** The record with its chain headers added last; without a signature. */
+    link: (record: OutRecord): ChainedRecord => link(record),
+    /** The records of one send, of which the last of each chain is signed: one signature covers them all. */
+    linkSend(records: readonly OutRecord[]): ChainedRecord[] {
+      const linked = records.map(link);
+      if (!key) return linked;
+      const last = new Map(linked.map((record) => [record.partition, record]));
+      const signature = key.sign([...last.keys()].map((partition) => (heads.get(partition) as ChainHead).hash));
+      for (const { headers } of last.values()) headers[signatureHeader] = signature;
       return linked;
     },
     /** Last number per partition. */
@@ -123,11 +144,10 @@ export const checkLink = (
   head: ChainHead | undefined,
   record: InRecord,
 ): { verdict: ChainVerdict; producer: string | undefined; head: ChainHead | undefined } => {
-  const header = (name: string) => record.headers.find(([n]) => n === name)?.[1];
-  const producer = header(producerHeader);
-  const number = header(sequenceHeader) ?? "";
+  const producer = headerOf(record, producerHeader);
+  const number = headerOf(record, sequenceHeader) ?? "";
   const seen = /^[1-9]\d{0,14}$/.test(number) ? Number(number) : undefined;
-  const previous = header(previousHeader);
+  const previous = headerOf(record, previousHeader);
   if (producer === undefined || previous === undefined || seen === undefined)
     return { verdict: { kind: "unknown-producer" }, producer, head };
   const expected = (head?.sequence ?? 0) + 1;

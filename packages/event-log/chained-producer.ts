@@ -2,18 +2,15 @@
  * What both adapters' producers share: the producer chain and its epochs, one open send at a time, bounds, patience. An adapter
  * adds only a transport that appends linked records.
  */
-import type { Collection } from "@curfew/document-store/port.ts";
-import type { Clock } from "@curfew/runtime/clock.ts";
-import { BusRefused, BusUnavailable, type OutRecord, type Producer, type ProducerOptions } from "./bus.ts";
-import { type ChainedRecord, openChain } from "./chain.ts";
-import { beginEpoch, type EpochRow } from "./epochs.ts";
+import { BusRefused, BusUnavailable, type OutRecord, type Producer } from "./bus.ts";
+import type { ChainedRecord } from "./chain.ts";
+import { type Epoch, type EpochParts, openEpoch } from "./epochs.ts";
 import { checkedSizes, maxCallBytes, maxCallRecords, sum } from "./record-bounds.ts";
 
 /** Waiting in one producer, the open send included; past it a call is rejected with BusUnavailable. */
 export const maxQueuedRecords = 20_000;
 const maxQueuedBytes = 64 * 2 ** 20;
 const closeMs = 2000;
-const saveEveryMs = 1000;
 const firstBackoffMs = 100;
 const maxBackoffMs = 1000;
 /** A send that is open for longer counts as an outage in `reachable`: a client may be patient inside. */
@@ -34,12 +31,9 @@ export interface ProducerTransport {
   close(): Promise<void>;
 }
 
-export interface ChainedProducerSettings {
-  readonly options: ProducerOptions;
+export interface ChainedProducerSettings extends EpochParts {
   /** How many the topic has; a record for another is refused. */
   readonly partitions: number;
-  readonly epochs: Collection<EpochRow>;
-  readonly clock: Clock;
   /** Called at the first send and after a give-up. Rejects with BusRefused for good, with anything else to be asked again. */
   readonly open: () => Promise<ProducerTransport>;
   /** Bytes of one `transport.send`; only a call larger than this is split, and then a refusal may come after its first part. Default 4 MiB. */
@@ -58,14 +52,6 @@ interface Call {
   reject(error: Error): void;
 }
 
-interface Epoch {
-  readonly id: string;
-  readonly chain: ReturnType<typeof openChain>;
-  acknowledged: { [partition: string]: number };
-  /** Acknowledged numbers that the row does not have yet. */
-  unsaved: boolean;
-}
-
 /** The records of one `transport.send`, and how many belong to each call. */
 interface Batch {
   readonly records: readonly OutRecord[];
@@ -81,11 +67,10 @@ class ChainedProducer implements Producer {
   #running: Promise<void> | undefined;
   #transport: ProducerTransport | undefined;
   #epoch: Epoch | undefined;
-  #saving: Promise<void> | undefined;
   #failing: boolean = false;
   #sendingSinceMs: number | undefined;
   #closed: Promise<void> | undefined;
-  /** Ends the periodic save at `close`, then, after `closeMs`, everything that still waits. */
+  /** No call is taken any more; then, after `closeMs`, everything that still waits is over. */
   readonly #closing = new AbortController();
   readonly #aborted = new AbortController();
 
@@ -133,12 +118,13 @@ class ChainedProducer implements Producer {
     const timer = new AbortController();
     const finished = (async () => {
       await this.#running;
-      await this.#saving;
+      await this.#endEpoch(false);
       await this.#discardTransport();
     })();
     await Promise.race([finished, this.#settings.clock.sleep(closeMs, timer.signal)]);
     timer.abort();
     this.#aborted.abort();
+    this.#epoch?.abandon();
     this.#rejectQueued(() => true);
     void this.#discardTransport();
   }
@@ -196,11 +182,11 @@ class ChainedProducer implements Producer {
       try {
         const { transport, epoch } = await this.#timed(this.#ready());
         // Once linked, a record counts in its chain: it may be linked again only in another epoch.
-        linked ??= records.map((record) => epoch.chain.link(record));
+        linked ??= epoch.link(records);
         const offsets = await this.#timed(transport.send(linked));
         if (offsets.length !== records.length)
           throw new Error(`${offsets.length} offsets for ${records.length} records`);
-        this.#acknowledge(epoch);
+        epoch.acknowledge();
         this.#failing = false;
         return offsets;
       } catch (error) {
@@ -222,18 +208,17 @@ class ChainedProducer implements Producer {
   }
 
   async #ready(): Promise<{ transport: ProducerTransport; epoch: Epoch }> {
-    const { open, epochs, options } = this.#settings;
+    const { open } = this.#settings;
     this.#transport ??= await open();
     const transport = this.#transport;
+    this.#epoch ??= await openEpoch(this.#settings);
+    const epoch = this.#epoch;
     if (this.#aborted.signal.aborted) {
+      epoch.abandon();
       await this.#discardTransport();
       throw new BusUnavailable("producer is closed");
     }
-    if (!this.#epoch) {
-      const id = await beginEpoch(epochs, options.name, options.topic);
-      this.#epoch = { id, chain: openChain(options.topic, id), acknowledged: {}, unsaved: false };
-    }
-    return { transport, epoch: this.#epoch };
+    return { transport, epoch };
   }
 
   async #timed<T>(sending: Promise<T>): Promise<T> {
@@ -254,38 +239,9 @@ class ChainedProducer implements Producer {
   /** After a refusal an epoch in which nothing was ever acknowledged starts again from 1: refusals use up no epochs. */
   async #endEpoch(nothingSent: boolean): Promise<void> {
     const epoch = this.#epoch;
+    if (!epoch || (nothingSent && epoch.restart())) return;
     this.#epoch = undefined;
-    if (!epoch) return;
-    if (nothingSent && Object.keys(epoch.acknowledged).length === 0)
-      this.#epoch = { ...epoch, chain: openChain(this.#settings.options.topic, epoch.id) };
-    else await this.#save(epoch);
-  }
-
-  #acknowledge(epoch: Epoch): void {
-    // One send at a time: all that is linked is acknowledged now.
-    epoch.acknowledged = Object.fromEntries(epoch.chain.sequences());
-    epoch.unsaved = true;
-    this.#saving ??= this.#saveWhileUnsaved().finally(() => {
-      this.#saving = undefined;
-    });
-  }
-
-  async #saveWhileUnsaved(): Promise<void> {
-    do {
-      await this.#settings.clock.sleep(saveEveryMs, this.#closing.signal);
-      if (this.#epoch) await this.#save(this.#epoch);
-    } while (this.#epoch?.unsaved && !this.#closing.signal.aborted);
-  }
-
-  /** Best effort: a row that lags is normal, and the next save says more. */
-  async #save(epoch: Epoch): Promise<void> {
-    if (!epoch.unsaved) return;
-    epoch.unsaved = false;
-    try {
-      await this.#settings.epochs.set(epoch.id, { acknowledged: epoch.acknowledged });
-    } catch {
-      epoch.unsaved = true;
-    }
+    await epoch.end();
   }
 }
 

@@ -11,5 +11,5 @@ it("gives each epoch a number of its own, to rivals under one name too, and none
   const failing = await faultyStore(store, failWrite(9, "unacknowledged")).collection<EpochRow>("epochs");
   await expect(beginEpoch(failing, "issuer/a", "t")).rejects.toThrow();
   expect(await beginEpoch(rows, "issuer/a", "t")).toBe("issuer/a/10");
-  expect(await rows.get("issuer/a/10")).toEqual({ _id: "issuer/a/10", topic: "t", acknowledged: {} });
+  expect(await rows.get("issuer/a/10")).toEqual({ _id: "issuer/a/10", topic: "t", acknowledged: {}, open: true });
 });

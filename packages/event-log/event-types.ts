@@ -18,6 +18,15 @@ export const topicNames = {
 /** The ledger for compliance tooling, derived from it: not sealed itself, and nothing on it is an event of ours. */
 export const siemTopic = "curfew.siem.v1";
 
+/** The one service that writes a topic. */
+export const topicWriters: Readonly<Record<string, string>> = {
+  [topicNames.tokens]: "issuer",
+  [topicNames.uses]: "verifier",
+  [topicNames.revocations]: "revocation",
+  [topicNames.breaches]: "breach-notifier",
+  [topicNames.evidence]: "auditor",
+};
+
 export interface EventType<Desc extends DescMessage = DescMessage, Name extends string = string> {
   readonly desc: Desc;
   /** CloudEvents type, e.g. curfew.token.issued.v1. */
@@ -68,6 +77,7 @@ const known = [
   ]),
   ...eventsOf(topicNames.evidence, [
     [evidence.EvidenceGapFoundSchema, "evidence-gap.found"],
+    [evidence.ProducerEpochClosedSchema, "producer-epoch.closed"],
     [evidence.EvidenceDriftFoundSchema, "evidence-drift.found"],
     [evidence.EvidenceDriftEndedSchema, "evidence-drift.ended"],
     [evidence.EvidenceExportedSchema, "evidence.exported"],

@@ -20,12 +20,15 @@ import type { EpochRow } from "./epochs.ts";
 import { brokerErrorOf, type KafkaClient, type KafkaClientSettings, openKafkaClient, within } from "./kafka-client.ts";
 import { KafkaSubscription } from "./kafka-subscription.ts";
 import { openKafkaTransport } from "./kafka-transport.ts";
+import { identityOf, type ProducerIdentity } from "./producer-key.ts";
 import { evidenceSettings, topics } from "./topics.ts";
 
 export type { KafkaTls } from "./kafka-client.ts";
 
 export interface KafkaBusSettings extends KafkaClientSettings {
   readonly epochs: Collection<EpochRow>;
+  /** What certifies a service's producers, asked whenever a chain begins; absent: nothing is signed. */
+  readonly identity?: (service: string) => ProducerIdentity;
   /** Put before each topic's name on the cluster, so that tests share one; records, chains and epochs have the bare name. */
   readonly topicPrefix?: string;
   /** Makes group names unique. Default: the system's. */
@@ -56,7 +59,7 @@ class KafkaBus implements Bus {
 
   async openProducer(options: ProducerOptions): Promise<Producer> {
     this.#assertOpen();
-    const { epochs, clock } = this.#settings;
+    const { epochs, clock, identity } = this.#settings;
     // Ours are known without asking, and fixed: a service opens its producers during an outage too.
     const known = topics.find(({ name }) => name === options.topic);
     const partitions = known?.partitions ?? (await this.ends(options.topic)).length;
@@ -66,6 +69,7 @@ class KafkaBus implements Bus {
       partitions,
       epochs,
       clock,
+      ...identityOf(options, identity),
       maxBatchBytes,
       open: () => openKafkaTransport(this.#settings, this.#prefix + options.topic, () => this.#probed()),
     });

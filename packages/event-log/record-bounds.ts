@@ -1,5 +1,5 @@
 import { BusRefused, type OutRecord } from "./bus.ts";
-import { previousHeader, producerHeader, sequenceHeader } from "./chain.ts";
+import { keyHeader, previousHeader, producerHeader, sequenceHeader, signatureHeader } from "./chain.ts";
 
 export const maxCallRecords = 1000;
 export const maxCallBytes = 4 * 2 ** 20;
@@ -14,7 +14,7 @@ const printable = /^[\x20-\x7e]*$/;
 /** Names found right before (there are a dozen, and every record has them), and the text found right under each: mostly the next one. */
 const rightBefore = new Map<string, string>();
 const maxRightNames = 1_000;
-const ours = new Set([producerHeader, sequenceHeader, previousHeader]);
+const ours = new Set([producerHeader, sequenceHeader, previousHeader, keyHeader, signatureHeader]);
 /** Chain headers and framing, generously. */
 const overheadBytes = 256;
 

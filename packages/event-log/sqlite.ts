@@ -23,6 +23,7 @@ import {
 import type { ChainedRecord } from "./chain.ts";
 import { NothingSent, openChainedProducer } from "./chained-producer.ts";
 import type { EpochRow } from "./epochs.ts";
+import { identityOf, type ProducerIdentity } from "./producer-key.ts";
 import { segmentOf, segmentTables, sharedColumn } from "./sqlite-segments.ts";
 import { type Feed, SqliteSubscription } from "./sqlite-subscription.ts";
 import { evidenceSettings } from "./topics.ts";
@@ -30,6 +31,8 @@ import { evidenceSettings } from "./topics.ts";
 export interface SqliteBusSettings {
   readonly epochs: Collection<EpochRow>;
   readonly clock: Clock;
+  /** What certifies a service's producers, asked whenever a chain begins; absent: nothing is signed. */
+  readonly identity?: (service: string) => ProducerIdentity;
   /** Partitions of each topic that the file does not have yet: key placement and positions depend on them, so it keeps those it has. */
   readonly topics: Readonly<Record<string, number>>;
 }
@@ -132,12 +135,13 @@ class OpenSqliteBus implements SqliteBus, Feed {
 
   async openProducer(options: ProducerOptions): Promise<Producer> {
     this.#assertOpen();
-    const { epochs, clock } = this.#settings;
+    const { epochs, clock, identity } = this.#settings;
     const producer = openChainedProducer({
       options,
       partitions: this.#lanesOf(options.topic).length,
       epochs,
       clock,
+      ...identityOf(options, identity),
       open: async () => ({ send: (records) => this.#append(options.topic, records), close: async () => {} }),
     });
     this.#producers.add(producer);

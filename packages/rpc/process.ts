@@ -4,7 +4,7 @@ import { hostname } from "node:os";
 import { join } from "node:path";
 import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import { type DocumentStore, StoreUnavailable } from "@curfew/document-store/port.ts";
-import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { openEpochs } from "@curfew/event-log/epochs.ts";
 import { openKafkaBus } from "@curfew/event-log/kafka.ts";
 import { ownTopics } from "@curfew/event-log/own-topic.ts";
 import { restoreStore } from "@curfew/event-log/restore.ts";
@@ -218,7 +218,8 @@ const openParts = async (
     clientId: instance,
     clock: systemClock,
     log,
-    epochs: await producers.collection<EpochRow>("epochs"),
+    epochs: await openEpochs(producers),
+    identity: () => identity.current(),
     ...(config.kafkaTls && {
       ssl: () => ({ ca: caPem, cert: identity.current().certPem, key: identity.current().keyPem }),
     }),

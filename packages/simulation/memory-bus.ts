@@ -5,7 +5,6 @@ import {
   BusUnavailable,
   type InRecord,
   OffsetGone,
-  type Producer,
   type SubscribeOptions,
   type Subscription,
   type TopicState,
@@ -13,6 +12,7 @@ import {
 import type { ChainedRecord } from "@curfew/event-log/chain.ts";
 import { NothingSent, openChainedProducer, type ProducerTransport } from "@curfew/event-log/chained-producer.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { identityOf, type ProducerIdentity } from "@curfew/event-log/producer-key.ts";
 import { evidenceSettings } from "@curfew/event-log/topics.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { type Fault, never } from "./faulty-store.ts";
@@ -40,19 +40,19 @@ export interface MemoryBus extends Bus {
   records(topic: string): readonly InRecord[];
 }
 
-/** A bus in arrays, for simulation: like the memory store it takes no turn of its own. Producers are the real ones but for their transport. */
-export const memoryBus = (parts: {
-  epochs: Collection<EpochRow>;
-  clock: Clock;
+export interface MemoryBusParts {
+  readonly epochs: Collection<EpochRow>;
+  readonly clock: Clock;
+  /** As the real buses have it. */
+  readonly identity?: (service: string) => ProducerIdentity;
   /** Partitions of each topic. */
-  topics: Readonly<Record<string, number>>;
-}): MemoryBus => {
-  const topics = new Map<string, InRecord[][]>();
-  for (const [topic, count] of Object.entries(parts.topics))
-    topics.set(
-      topic,
-      Array.from({ length: count }, () => []),
-    );
+  readonly topics: Readonly<Record<string, number>>;
+}
+
+/** A bus in arrays, for simulation: like the memory store it takes no turn of its own. Producers are the real ones but for their transport. */
+export const memoryBus = (parts: MemoryBusParts): MemoryBus => {
+  const none = (length: number): InRecord[][] => Array.from({ length }, () => []);
+  const topics = new Map(Object.entries(parts.topics).map(([topic, count]) => [topic, none(count)]));
   const readers = new Set<() => void>();
   const opened = new Set<{ close(): Promise<void> }>();
   let closed = false;
@@ -68,7 +68,7 @@ export const memoryBus = (parts: {
 
   const append = (topic: string, record: ChainedRecord): number => {
     const partition = partitionsOf(topic)[record.partition] as InRecord[];
-    partition.push({
+    const length = partition.push({
       topic,
       partition: record.partition,
       offset: partition.length,
@@ -77,7 +77,7 @@ export const memoryBus = (parts: {
       headers: Object.entries(record.headers),
       value: Uint8Array.from(record.value),
     });
-    return partition.length - 1;
+    return length - 1;
   };
 
   const transport = (topic: string, plan: BusPlan, counts: Counts): ProducerTransport => ({
@@ -99,11 +99,12 @@ export const memoryBus = (parts: {
     return {
       async openProducer(options) {
         await assertOpen();
-        const producer: Producer = openChainedProducer({
+        const producer = openChainedProducer({
           options,
           partitions: partitionsOf(options.topic).length,
           epochs: parts.epochs,
           clock: parts.clock,
+          ...identityOf(options, parts.identity),
           open: async () => transport(options.topic, plan, counts),
         });
         opened.add(producer);

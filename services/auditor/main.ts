@@ -1,6 +1,6 @@
 import { join } from "node:path";
 import { openMongoStore } from "@curfew/document-store/mongo.ts";
-import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { openEpochs } from "@curfew/event-log/epochs.ts";
 import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { runService } from "@curfew/rpc/process.ts";
 import { auditorSpec, checkLedger, environment } from "./config.ts";
@@ -25,7 +25,7 @@ await runService({
     const personal = await openPersonalStore({ ...parts, store, keysDir });
     const service = await openAuditor({
       ...parts,
-      epochs: await producers.collection<EpochRow>("epochs"),
+      epochs: await openEpochs(producers),
       people: { personal, settings: erasureSettings(config) },
       ...(ledgerOrigin && { origin: ledgerOrigin }),
       ...(ledgerDir && { ledgerDir }),

@@ -31,6 +31,21 @@ export const evidenceTold = {
         },
       },
     }),
+  "curfew.producer-epoch.closed.v1": ({ producer, topic, chains, ended, certification }) => ({
+    class: "entity_management",
+    activity: "Update",
+    severity: "Informational",
+    message: `Producer epoch ${said(producer) ?? "without a name"} ${ended ? "was ended" : "fell silent and was closed"}`,
+    correlation: producer,
+    attributes: {
+      ...done,
+      entity: entityOf("Producer epoch", said(producer) ?? "unknown", {
+        topic: said(topic),
+        acknowledged: Object.fromEntries(chains.map((chain) => [chain.partition, countOf(chain.acknowledged)])),
+        signed: certification !== "",
+      }),
+    },
+  }),
   "curfew.evidence-drift.found.v1": (drift) =>
     finding({
       uid: driftUid(drift),

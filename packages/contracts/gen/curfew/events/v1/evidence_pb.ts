@@ -16,7 +16,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file curfew/events/v1/evidence.proto.
  */
 export const file_curfew_events_v1_evidence: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2V2aWRlbmNlLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIq8BChBFdmlkZW5jZUdhcEZvdW5kEhAKCHByb2R1Y2VyGAEgASgJEikKBWNhdXNlGAIgASgOMhouY3VyZmV3LmV2ZW50cy52MS5HYXBDYXVzZRIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SGQoRZXhwZWN0ZWRfc2VxdWVuY2UYBCABKAMSFQoNc2Vlbl9zZXF1ZW5jZRgFIAEoAyLbAQoSRXZpZGVuY2VEcmlmdEZvdW5kEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJEhAKCGV4cGVjdGVkGAUgASgJEgwKBHNlZW4YBiABKAkSGQoMbGVkZ2VyX2luZGV4GAcgASgDSACIAQFCDwoNX2xlZGdlcl9pbmRleCKPAQoSRXZpZGVuY2VEcmlmdEVuZGVkEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJIqUCChBFdmlkZW5jZUV4cG9ydGVkEiwKC2V4cG9ydGVkX2J5GAEgASgLMhcuY3VyZmV3LmV2ZW50cy52MS5BY3RvchIQCgh0b2tlbl9pZBgCIAEoCRIPCgdjYXNlX2lkGAMgASgJEigKBGZyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiYKAnRvGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIPCgdlbnRyaWVzGAYgASgDEhMKC2xlZGdlcl9zaXplGAcgASgDEhcKD21hbmlmZXN0X3NoYTI1NhgIIAEoDBIvCgtleHBvcnRlZF9hdBgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqugEKCEdhcENhdXNlEhkKFUdBUF9DQVVTRV9VTlNQRUNJRklFRBAAEhIKDkdBUF9DQVVTRV9IT0xFEAESEgoOR0FQX0NBVVNFX0ZPUksQAhIeChpHQVBfQ0FVU0VfVU5LTk9XTl9QUk9EVUNFUhADEhgKFEdBUF9DQVVTRV9TVFJFQU1fR0FQEAQSGQoVR0FQX0NBVVNFX09GRlNFVF9KVU1QEAUSFgoSR0FQX0NBVVNFX09WRVJTSVpFEAYq8wEKCkRyaWZ0Q2F1c2USGwoXRFJJRlRfQ0FVU0VfVU5TUEVDSUZJRUQQABIXChNEUklGVF9DQVVTRV9TRVRUSU5HEAESFgoSRFJJRlRfQ0FVU0VfU0hSVU5LEAISGQoVRFJJRlRfQ0FVU0VfUkVDUkVBVEVEEAMSHgoaRFJJRlRfQ0FVU0VfUkVDT1JEX01JU1NJTkcQBBIeChpEUklGVF9DQVVTRV9SRUNPUkRfQ0hBTkdFRBAFEh8KG0RSSUZUX0NBVVNFX1JFQ09SRF9JTlNFUlRFRBAGEhsKF0RSSUZUX0NBVVNFX0xFREdFUl9GSUxFEAdiBnByb3RvMw", [file_curfew_events_v1_common, file_google_protobuf_timestamp]);
+  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2V2aWRlbmNlLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIq8BChBFdmlkZW5jZUdhcEZvdW5kEhAKCHByb2R1Y2VyGAEgASgJEikKBWNhdXNlGAIgASgOMhouY3VyZmV3LmV2ZW50cy52MS5HYXBDYXVzZRIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SGQoRZXhwZWN0ZWRfc2VxdWVuY2UYBCABKAMSFQoNc2Vlbl9zZXF1ZW5jZRgFIAEoAyJHCghDaGFpbkVuZBIRCglwYXJ0aXRpb24YASABKAUSFAoMYWNrbm93bGVkZ2VkGAIgASgDEhIKCmVuZF9vZmZzZXQYAyABKAMimwEKE1Byb2R1Y2VyRXBvY2hDbG9zZWQSEAoIcHJvZHVjZXIYASABKAkSDQoFdG9waWMYAiABKAkSKgoGY2hhaW5zGAMgAygLMhouY3VyZmV3LmV2ZW50cy52MS5DaGFpbkVuZBINCgVlbmRlZBgEIAEoCBIVCg1jZXJ0aWZpY2F0aW9uGAUgASgJEhEKCXNpZ25hdHVyZRgGIAEoDCLbAQoSRXZpZGVuY2VEcmlmdEZvdW5kEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJEhAKCGV4cGVjdGVkGAUgASgJEgwKBHNlZW4YBiABKAkSGQoMbGVkZ2VyX2luZGV4GAcgASgDSACIAQFCDwoNX2xlZGdlcl9pbmRleCKPAQoSRXZpZGVuY2VEcmlmdEVuZGVkEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJIqUCChBFdmlkZW5jZUV4cG9ydGVkEiwKC2V4cG9ydGVkX2J5GAEgASgLMhcuY3VyZmV3LmV2ZW50cy52MS5BY3RvchIQCgh0b2tlbl9pZBgCIAEoCRIPCgdjYXNlX2lkGAMgASgJEigKBGZyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiYKAnRvGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIPCgdlbnRyaWVzGAYgASgDEhMKC2xlZGdlcl9zaXplGAcgASgDEhcKD21hbmlmZXN0X3NoYTI1NhgIIAEoDBIvCgtleHBvcnRlZF9hdBgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqjQIKCEdhcENhdXNlEhkKFUdBUF9DQVVTRV9VTlNQRUNJRklFRBAAEhIKDkdBUF9DQVVTRV9IT0xFEAESEgoOR0FQX0NBVVNFX0ZPUksQAhIeChpHQVBfQ0FVU0VfVU5LTk9XTl9QUk9EVUNFUhADEhgKFEdBUF9DQVVTRV9TVFJFQU1fR0FQEAQSGQoVR0FQX0NBVVNFX09GRlNFVF9KVU1QEAUSFgoSR0FQX0NBVVNFX09WRVJTSVpFEAYSGwoXR0FQX0NBVVNFX0JBRF9TSUdOQVRVUkUQBxIfChtHQVBfQ0FVU0VfTUlTU0lOR19TSUdOQVRVUkUQCBITCg9HQVBfQ0FVU0VfU0hPUlQQCSrzAQoKRHJpZnRDYXVzZRIbChdEUklGVF9DQVVTRV9VTlNQRUNJRklFRBAAEhcKE0RSSUZUX0NBVVNFX1NFVFRJTkcQARIWChJEUklGVF9DQVVTRV9TSFJVTksQAhIZChVEUklGVF9DQVVTRV9SRUNSRUFURUQQAxIeChpEUklGVF9DQVVTRV9SRUNPUkRfTUlTU0lORxAEEh4KGkRSSUZUX0NBVVNFX1JFQ09SRF9DSEFOR0VEEAUSHwobRFJJRlRfQ0FVU0VfUkVDT1JEX0lOU0VSVEVEEAYSGwoXRFJJRlRfQ0FVU0VfTEVER0VSX0ZJTEUQB2IGcHJvdG8z", [file_curfew_events_v1_common, file_google_protobuf_timestamp]);
 
 /**
  * Something that was produced is not there, or something is there that nobody produced.
@@ -66,6 +66,99 @@ export type EvidenceGapFound = Message<"curfew.events.v1.EvidenceGapFound"> & {
  */
 export const EvidenceGapFoundSchema: GenMessage<EvidenceGapFound> = /*@__PURE__*/
   messageDesc(file_curfew_events_v1_evidence, 0);
+
+/**
+ * Where one chain of a closed epoch stands.
+ *
+ * @generated from message curfew.events.v1.ChainEnd
+ */
+export type ChainEnd = Message<"curfew.events.v1.ChainEnd"> & {
+  /**
+   * Partition, from 0.
+   *
+   * @generated from field: int32 partition = 1;
+   */
+  partition: number;
+
+  /**
+   * Last number that the producer wrote down as acknowledged; 0: it wrote down none, so that its last second is unknown.
+   *
+   * @generated from field: int64 acknowledged = 2;
+   */
+  acknowledged: bigint;
+
+  /**
+   * Offset after the partition's last record, asked once that was read. Every record below it is sealed before this event: those up to
+   * `acknowledged` are among them, or are missing.
+   *
+   * @generated from field: int64 end_offset = 3;
+   */
+  endOffset: bigint;
+};
+
+/**
+ * Describes the message curfew.events.v1.ChainEnd.
+ * Use `create(ChainEndSchema)` to create a new message.
+ */
+export const ChainEndSchema: GenMessage<ChainEnd> = /*@__PURE__*/
+  messageDesc(file_curfew_events_v1_evidence, 1);
+
+/**
+ * A producer epoch is over: its producer ended it, or was silent for a minute. It may be closed again, further on, where it was not over.
+ *
+ * @generated from message curfew.events.v1.ProducerEpochClosed
+ */
+export type ProducerEpochClosed = Message<"curfew.events.v1.ProducerEpochClosed"> & {
+  /**
+   * curfew-producer.
+   *
+   * @generated from field: string producer = 1;
+   */
+  producer: string;
+
+  /**
+   * Its topic.
+   *
+   * @generated from field: string topic = 2;
+   */
+  topic: string;
+
+  /**
+   * Every partition of the topic.
+   *
+   * @generated from field: repeated curfew.events.v1.ChainEnd chains = 3;
+   */
+  chains: ChainEnd[];
+
+  /**
+   * The producer ended it, and nothing else was acknowledged; otherwise it was silent, and a last second may have been.
+   *
+   * @generated from field: bool ended = 4;
+   */
+  ended: boolean;
+
+  /**
+   * The epoch's key as in curfew-key; empty: the epoch is not signed.
+   *
+   * @generated from field: string certification = 5;
+   */
+  certification: string;
+
+  /**
+   * By that key over "curfew-epoch/v1", producer, topic, "ended" or "open", and partition and number of each chain with a number, in order of
+   * partition, as decimal text; each length-prefixed (u32 big-endian).
+   *
+   * @generated from field: bytes signature = 6;
+   */
+  signature: Uint8Array;
+};
+
+/**
+ * Describes the message curfew.events.v1.ProducerEpochClosed.
+ * Use `create(ProducerEpochClosedSchema)` to create a new message.
+ */
+export const ProducerEpochClosedSchema: GenMessage<ProducerEpochClosed> = /*@__PURE__*/
+  messageDesc(file_curfew_events_v1_evidence, 2);
 
 /**
  * A topic, or a published file of the ledger, is not as evidence needs it. At most one is open for each cause, topic, partition and setting;
@@ -129,7 +222,7 @@ export type EvidenceDriftFound = Message<"curfew.events.v1.EvidenceDriftFound"> 
  * Use `create(EvidenceDriftFoundSchema)` to create a new message.
  */
 export const EvidenceDriftFoundSchema: GenMessage<EvidenceDriftFound> = /*@__PURE__*/
-  messageDesc(file_curfew_events_v1_evidence, 1);
+  messageDesc(file_curfew_events_v1_evidence, 3);
 
 /**
  * What the EvidenceDriftFound before it in this stream told is as it must be again.
@@ -171,7 +264,7 @@ export type EvidenceDriftEnded = Message<"curfew.events.v1.EvidenceDriftEnded"> 
  * Use `create(EvidenceDriftEndedSchema)` to create a new message.
  */
 export const EvidenceDriftEndedSchema: GenMessage<EvidenceDriftEnded> = /*@__PURE__*/
-  messageDesc(file_curfew_events_v1_evidence, 2);
+  messageDesc(file_curfew_events_v1_evidence, 4);
 
 /**
  * An evidence bundle was made; nobody has all of it before this is recorded.
@@ -248,7 +341,7 @@ export type EvidenceExported = Message<"curfew.events.v1.EvidenceExported"> & {
  * Use `create(EvidenceExportedSchema)` to create a new message.
  */
 export const EvidenceExportedSchema: GenMessage<EvidenceExported> = /*@__PURE__*/
-  messageDesc(file_curfew_events_v1_evidence, 3);
+  messageDesc(file_curfew_events_v1_evidence, 5);
 
 /**
  * What is wrong with a producer's chain.
@@ -304,6 +397,27 @@ export const GapCause = {
    * @generated from enum value: GAP_CAUSE_OVERSIZE = 6;
    */
   OVERSIZE: 6,
+
+  /**
+   * A signature is not by the key of the epoch: of a record, or of what its row in the store of producers states.
+   *
+   * @generated from enum value: GAP_CAUSE_BAD_SIGNATURE = 7;
+   */
+  BAD_SIGNATURE: 7,
+
+  /**
+   * A record that its producer would have signed, or followed by one that is signed, is not.
+   *
+   * @generated from enum value: GAP_CAUSE_MISSING_SIGNATURE = 8;
+   */
+  MISSING_SIGNATURE: 8,
+
+  /**
+   * A closed epoch has fewer records than were acknowledged: the last ones were lost or removed.
+   *
+   * @generated from enum value: GAP_CAUSE_SHORT = 9;
+   */
+  SHORT: 9,
 } as const;
 
 /**
