@@ -85,7 +85,7 @@ td.text { color: var(--soft); font-size: .92em } a { color: inherit }
   body { padding: 1.25rem 1rem 3rem }
   dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .5rem }
   table, tbody, tr, td { display: block } thead { display: none }
-  .day th { display: block; width: auto } td { padding: 0; border: 0; width: auto !important } td.leaf { text-align: left }
+  .day th { display: block; width: auto } td { padding: 0; border: 0; width: auto !important } td.leaf { text-align: left } .day th { padding-left: 0 }
   tr:not(.day) { padding: .7rem 0; border-bottom: 1px solid var(--line) } td.leaf::before { content: "leaf " }
 }
 @media print {
@@ -99,7 +99,7 @@ const pair = (name: string, value: string, isMono = false): string =>
   `<dt>${escapeHtml(name)}</dt><dd${isMono ? ' class="mono"' : ""}>${escapeHtml(value)}</dd>\n`;
 
 const selectionText = ({ selection: { token, case: caseId, from, to } }: Facts): string => {
-  const about = caseId ? `case ${caseId}` : token ? `token ${token}` : "everything";
+  const about = caseId || (token ? `token ${token}` : "everything");
   return `${about}${from && `, sealed at or after ${from}`}${to && `, sealed before ${to}`}`;
 };
 

@@ -15,7 +15,7 @@ interface Completeness {
 }
 
 const selectionOf = ({ selection: { token, case: caseId, from, to } }: Manifest): string => {
-  const about = caseId ? `case ${caseId}` : token ? `token ${token}` : "everything";
+  const about = caseId || (token ? `token ${token}` : "everything");
   return `${about}${from && `, sealed at or after ${from}`}${to && `, sealed before ${to}`}`;
 };
 
