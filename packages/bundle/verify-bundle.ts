@@ -112,11 +112,20 @@ const openEntry = async (
   return inFile(entryName(index), () => decodeLeaf(leaf));
 };
 
+/** The hash that a leaf holds of a draft; undefined: it holds none. */
+const sealedHash = (record: SealedRecord): Uint8Array | undefined => {
+  if (eventTypeNamed(headerOf(record, "ce_type"))?.desc !== NotificationDraftedSchema) return undefined;
+  try {
+    return fromBinary(NotificationDraftedSchema, record.value).draftSha256;
+  } catch {
+    return undefined; // sealed all the same, whatever it is
+  }
+};
+
 const checkDraft = async (read: ReadFile, index: number, record: SealedRecord): Promise<void> => {
-  const row = eventTypeNamed(headerOf(record, "ce_type"));
   const name = draftName(index);
-  if (row?.desc !== NotificationDraftedSchema) throw new BundleBroken(name, `${entryName(index)} is not about a draft`);
-  const { draftSha256 } = fromBinary(NotificationDraftedSchema, record.value);
+  const draftSha256 = sealedHash(record);
+  if (!draftSha256) throw new BundleBroken(name, `${entryName(index)} is not about a draft`);
   if (Buffer.compare(hash("sha256", await read(name, maxManifestBytes), "buffer"), draftSha256) !== 0)
     throw new BundleBroken(name, `not the draft whose hash was sealed as leaf ${index}`);
 };

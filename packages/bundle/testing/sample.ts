@@ -87,7 +87,8 @@ export const sampleLog = (records: readonly LogRecord[]) => {
     checkpoints.push(signCheckpoint({ origin, size: frontier.size, root: frontier.root() }, [signer]));
   }
   const read = (wanted: readonly NodeAddress[]) => wanted.map((node) => nodes.get(nodeKey(node)) as Uint8Array);
-  return { leaves, checkpoints, size: leaves.length, read };
+  const drafted = records.findIndex(({ topic }) => topic === "curfew.breaches.v1");
+  return { leaves, checkpoints, size: leaves.length, drafted, read };
 };
 export type SampleLog = ReturnType<typeof sampleLog>;
 
@@ -117,7 +118,7 @@ export const partsOf = (log: SampleLog, indexes: readonly number[], selection = 
     size: index + 1,
     proof: await proveConsistency(index + 1, log.size, log.read),
   }),
-  drafts: () => (indexes.includes(log.size - 1) ? [{ index: log.size - 1, json: draft }] : []),
+  drafts: () => (indexes.includes(log.drafted) ? [{ index: log.drafted, json: draft }] : []),
   sign: async (digest) => signManifest(digest, signer),
 });
 
