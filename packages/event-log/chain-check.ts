@@ -53,12 +53,16 @@ export const producerOf = (record: Pick<SealedRecord, "headers">): string => {
 
 const closedType = eventTypeOf({ $typeName: ProducerEpochClosedSchema.typeName }).type;
 
+/** More than any topic has. */
+const maxPartitions = 1_000;
+
 /** The closing that a record is. */
 export const closingOf = (record: SealedRecord): ProducerEpochClosed | undefined => {
   if (record.topic !== topicNames.evidence || headerOf(record, "ce_type") !== closedType) return undefined;
   try {
     const { message } = readEvent(record);
-    return isMessage(message, ProducerEpochClosedSchema) ? message : undefined;
+    const isOne = isMessage(message, ProducerEpochClosedSchema) && message.chains.length <= maxPartitions;
+    return isOne ? message : undefined;
   } catch (error) {
     if (error instanceof UnreadableRecord) return undefined;
     throw error;

@@ -11,7 +11,7 @@ import { memoryBus } from "@curfew/simulation/memory-bus.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { openReadModels } from "./projections.ts";
-import { bound, clock, partitions, replayAll, startAuditor, tokenEvent, use } from "./testing/rig.ts";
+import { bound, clock, identities, partitions, replayAll, startAuditor, tokenEvent, use } from "./testing/rig.ts";
 
 const closers: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -25,7 +25,7 @@ afterEach(async () => {
 const openForgedWorld = async (before?: { epochs: Collection<EpochRow>; store: DocumentStore }) => {
   const epochs = before?.epochs ?? (await memoryStore().collection<EpochRow>("epochs"));
   const store = before?.store ?? memoryStore();
-  const own = memoryBus({ epochs, clock, topics: { ...partitions } });
+  const own = memoryBus({ epochs, clock, topics: { ...partitions }, identity: identities.identity });
   const forged: InRecord[] = [];
   const tell = new Set<() => void>();
   const bus: Bus = {

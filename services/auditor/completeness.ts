@@ -1,28 +1,27 @@
 import { GapCause } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
-import { type ChainHead, checkLink, producerHeader } from "@curfew/event-log/chain.ts";
+import { headerOf } from "@curfew/event-log/chain.ts";
+import {
+  closingFindings,
+  closingOf,
+  type Finding,
+  Findings,
+  findingOf,
+  producerOf,
+} from "@curfew/event-log/chain-check.ts";
+import { Chain, type ChainState, closeEpoch } from "@curfew/event-log/chain-state.ts";
+import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
+import type { ProducerTrust } from "@curfew/event-log/producer-key.ts";
 import type { SealedRecord } from "@curfew/ledger/leaf.ts";
 import { type Batch, type LedgerHead, nextOffset } from "./domain.ts";
 
 /**
  * Whether everything that was produced is there (design: evidence, "Producer chain"): each sealed record is checked, in offset order,
- * against the head of its chain, and each event of a numbered stream against its predecessor. State is bounded: heads that fell out of
- * memory, or were made before a restart, are read from what earlier batches left in the read model.
+ * against the state of its chain, and each event of a numbered stream against its predecessor. Memory is bounded: what fell out of it, or
+ * was made before a restart, is read from what earlier batches left in the read model.
  */
 
-/** Something missing, doubled or strange, at one record. */
-export interface Finding {
-  /** curfew-producer; empty: the record names none that could be one of ours. */
-  readonly producer: string;
-  readonly cause: GapCause;
-  readonly topic: string;
-  readonly partition: number;
-  readonly offset: number;
-  readonly expected: number;
-  readonly seen: number;
-}
-
-export interface ChainPoint extends ChainHead {
+export interface ChainPoint extends ChainState {
   /** Producer epoch, topic and partition. */
   readonly chain: string;
 }
@@ -30,24 +29,27 @@ export interface ChainPoint extends ChainHead {
 export interface CheckedBatch {
   /** At most one per producer and cause. */
   readonly findings: readonly Finding[];
-  /** By place in the batch: the last record of a chain in it, and the chain's head there. */
+  /** By place in the batch: the last record of a chain in it, and the chain's state there. */
   readonly heads: ReadonlyMap<number, ChainPoint>;
+  /** Topics of which the batch has the first signed chain, and the place of its first record. */
+  readonly signedTopics: ReadonlyMap<string, number>;
   /** Moves the memory on; to be called once the batch's rows are written, and not when it has to be checked again. */
   commit(): void;
 }
 
 export interface CompletenessParts {
-  /** Head of a chain as of all leaves below index `below`; undefined where none of it was sealed. */
-  readonly headBelow: (chain: string, below: number) => Promise<ChainHead | undefined>;
+  /** State of a chain as of all leaves below index `below`; undefined where none of it was sealed. */
+  readonly chainBelow: (chain: string, below: number) => Promise<ChainState | undefined>;
+  /** When a topic's first signed chain was sealed, of all leaves below that index; undefined: there is none yet. */
+  readonly signedSince: (topic: string, below: number) => Promise<number | undefined>;
   /** Whether an event with that number of the stream was sealed in an earlier batch. */
   readonly hasEvent: (topic: string, stream: string, sequence: number) => Promise<boolean>;
-  /** Topic of a producer epoch's row in the store of producers; undefined: there is no such producer. */
-  readonly topicOfProducer: (producer: string) => Promise<string | undefined>;
+  /** A producer epoch's row in the store of producers; undefined: there is no such producer. */
+  readonly rowOf: (producer: string) => Promise<Pick<EpochRow, "topic" | "key"> | undefined>;
+  readonly trust: ProducerTrust;
 }
 
 const maxRemembered = 50_000;
-/** service/instance/epoch, as our producers write it. Anything else names no chain. */
-const producerForm = /^[a-z][a-z0-9-]*\/[A-Za-z0-9._-]{1,128}\/\d{1,15}$/;
 
 /** Forgets what was written longest ago. */
 const remember = <V>(memory: Map<string, V>, entries: Iterable<readonly [string, V]>): void => {
@@ -61,8 +63,6 @@ const remember = <V>(memory: Map<string, V>, entries: Iterable<readonly [string,
   }
 };
 
-const headerOf = (record: SealedRecord, name: string) => record.headers.find(([n]) => n === name)?.[1];
-
 /** Number of an event in its stream; undefined on uses and on what is no event of ours. */
 export const streamPlace = (record: SealedRecord): { stream: string; sequence: number } | undefined => {
   if (record.topic === topicNames.uses) return undefined;
@@ -72,16 +72,12 @@ export const streamPlace = (record: SealedRecord): { stream: string; sequence: n
   return { stream, sequence: Number(sequence) };
 };
 
-const producerOf = (record: SealedRecord): string => {
-  const named = headerOf(record, producerHeader) ?? "";
-  return producerForm.test(named) ? named : "";
-};
-
 /** What earlier batches left, as far as it is in memory. */
 interface Memory {
-  readonly heads: Map<string, ChainHead>;
+  readonly chains: Map<string, ChainState>;
   readonly streams: Map<string, number>;
-  readonly producers: Map<string, boolean>;
+  /** By topic; a topic that is not in it was not asked for yet. */
+  readonly signedSince: Map<string, number | undefined>;
 }
 
 /** The check of one batch. It writes to the memory only in `commit`, so that it can be repeated. */
@@ -90,10 +86,13 @@ class BatchCheck implements CheckedBatch {
   readonly #memory: Memory;
   readonly #before: LedgerHead;
   readonly #first: number;
-  readonly #found = new Map<string, Finding>();
-  readonly #points = new Map<string, { at: number; head: ChainHead }>();
+  readonly #found = new Findings();
+  /** `at`: the last record in the batch that moved it. */
+  readonly #chains = new Map<string, { readonly chain: Chain; at: number | undefined }>();
+  readonly #signedSince = new Map<string, number>();
   readonly #sequences = new Map<string, number>();
   readonly #positions = new Map<string, number>();
+  readonly signedTopics = new Map<string, number>();
 
   constructor(parts: CompletenessParts, memory: Memory, before: LedgerHead, batch: Batch) {
     this.#parts = parts;
@@ -103,17 +102,21 @@ class BatchCheck implements CheckedBatch {
   }
 
   get findings(): Finding[] {
-    return [...this.#found.values()];
+    return this.#found.list;
   }
 
   get heads(): Map<number, ChainPoint> {
-    return new Map([...this.#points].map(([chain, { at, head }]) => [at, { chain, ...head }]));
+    const heads = new Map<number, ChainPoint>();
+    for (const [name, { chain, at }] of this.#chains)
+      if (at !== undefined && chain.state) heads.set(at, { chain: name, ...chain.state });
+    return heads;
   }
 
   commit(): void {
-    const heads = [...this.#points].map(([chain, { head }]) => [chain, head] as const);
-    remember(this.#memory.heads, heads);
+    const moved = [...this.heads.values()].map(({ chain, ...state }) => [chain, state] as const);
+    remember(this.#memory.chains, moved);
     remember(this.#memory.streams, this.#sequences);
+    for (const [topic, sinceMs] of this.#signedSince) this.#memory.signedSince.set(topic, sinceMs);
   }
 
   async add(record: SealedRecord, at: number): Promise<void> {
@@ -121,12 +124,25 @@ class BatchCheck implements CheckedBatch {
     if (record.oversize) return this.#find(record, "", GapCause.OVERSIZE);
     await this.#checkChain(record, at);
     await this.#checkStream(record);
+    const closing = closingOf(record);
+    if (!closing) return;
+    const { producer, topic } = closing;
+    const chains = new Map<number, Chain>();
+    for (const { partition } of closing.chains)
+      chains.set(partition, (await this.#open(producer, topic, partition)).chain);
+    const result = closeEpoch(closing, (partition) => chains.get(partition) as Chain, this.#parts.trust);
+    for (const finding of closingFindings(record, producer, result)) this.#found.add(finding);
+  }
+
+  /** One signature for each chain of the batch: the last one covers what those before it do. */
+  finish(): void {
+    for (const { chain } of this.#chains.values())
+      for (const fault of chain.settle()) this.#found.add(findingOf(chain, fault));
   }
 
   #find(record: SealedRecord, producer: string, cause: GapCause, expected = 0, seen = 0): void {
     const { topic, partition, offset } = record;
-    const key = `${producer || `${topic}/${partition}`} ${cause}`;
-    if (!this.#found.has(key)) this.#found.set(key, { producer, cause, topic, partition, offset, expected, seen });
+    this.#found.add({ producer, cause, topic, partition, offset, expected, seen });
   }
 
   #checkOffset(record: SealedRecord): void {
@@ -137,30 +153,48 @@ class BatchCheck implements CheckedBatch {
     this.#positions.set(place, offset + 1);
   }
 
-  async #checkChain(record: SealedRecord, at: number): Promise<void> {
-    const producer = producerOf(record);
-    if (producer === "") return this.#find(record, "", GapCause.UNKNOWN_PRODUCER);
-    const chain = `${producer} ${record.topic}/${record.partition}`;
-    let head = this.#points.get(chain)?.head ?? this.#memory.heads.get(chain);
-    if (!head) {
-      head = await this.#parts.headBelow(chain, this.#first);
-      // Where the chain is known from before, its producer was looked for then.
-      if (!head && !(await this.#isKnown(producer, record.topic)))
-        this.#find(record, producer, GapCause.UNKNOWN_PRODUCER);
-    }
-    const { verdict, head: next } = checkLink(head, record);
-    if (next && next !== head) this.#points.set(chain, { at, head: next });
-    if (verdict.kind === "hole") this.#find(record, producer, GapCause.HOLE, verdict.expected, verdict.seen);
-    if (verdict.kind === "fork") this.#find(record, producer, GapCause.FORK, verdict.expected, verdict.seen);
-    if (verdict.kind === "unknown-producer") this.#find(record, producer, GapCause.UNKNOWN_PRODUCER);
+  async #open(producer: string, topic: string, partition: number) {
+    const name = `${producer} ${topic}/${partition}`;
+    const known = this.#chains.get(name);
+    if (known) return known;
+    const state = this.#memory.chains.get(name) ?? (await this.#parts.chainBelow(name, this.#first));
+    const opened = { chain: new Chain(producer, topic, partition, state), at: undefined as number | undefined };
+    this.#chains.set(name, opened);
+    return opened;
   }
 
-  async #isKnown(producer: string, topic: string): Promise<boolean> {
-    const { producers } = this.#memory;
-    const key = `${producer} ${topic}`;
-    const known = producers.get(key) ?? (await this.#parts.topicOfProducer(producer)) === topic;
-    remember(producers, [[key, known]]);
-    return known;
+  async #checkChain(record: SealedRecord, at: number): Promise<void> {
+    const { topic } = record;
+    const producer = producerOf(record);
+    if (producer === "") return this.#find(record, "", GapCause.UNKNOWN_PRODUCER);
+    const opened = await this.#open(producer, topic, record.partition);
+    const { chain } = opened;
+    const before = chain.state;
+    // Where the chain is known from before, its producer was looked for then.
+    const row = before ? undefined : await this.#parts.rowOf(producer);
+    if (!before && row?.topic !== topic) this.#find(record, producer, GapCause.UNKNOWN_PRODUCER);
+    // It matters to what is not signed, and to nothing else.
+    const signedSinceMs = before && before.key !== "" ? undefined : await this.#since(topic);
+    const faults = chain.add(record, { trust: this.#parts.trust, signedSinceMs });
+    for (const fault of faults) this.#found.add(findingOf(chain, fault));
+    if (chain.state !== before) opened.at = at;
+    const { state } = opened.chain;
+    if (before || !state) return;
+    const isSigned = state.key !== "";
+    // A producer that is known to sign does not begin a chain without.
+    if (row?.key !== undefined && !isSigned && faults.length === 0)
+      this.#find(record, producer, GapCause.MISSING_SIGNATURE, state.sequence);
+    if (!isSigned || signedSinceMs !== undefined) return;
+    this.signedTopics.set(topic, at);
+    this.#signedSince.set(topic, record.sealedAtMs);
+  }
+
+  async #since(topic: string): Promise<number | undefined> {
+    const here = this.#signedSince.get(topic);
+    if (here !== undefined) return here;
+    const { signedSince } = this.#memory;
+    if (!signedSince.has(topic)) signedSince.set(topic, await this.#parts.signedSince(topic, this.#first));
+    return signedSince.get(topic);
   }
 
   async #checkStream(record: SealedRecord): Promise<void> {
@@ -179,12 +213,13 @@ class BatchCheck implements CheckedBatch {
 }
 
 export const openCompleteness = (parts: CompletenessParts) => {
-  const memory: Memory = { heads: new Map(), streams: new Map(), producers: new Map() };
+  const memory: Memory = { chains: new Map(), streams: new Map(), signedSince: new Map() };
   return {
     /** Checks a batch that follows `before`. May be called again for the same batch as long as `commit` was not. */
     async check(before: LedgerHead, batch: Batch): Promise<CheckedBatch> {
       const check = new BatchCheck(parts, memory, before, batch);
       for (const [at, record] of batch.records.entries()) await check.add(record, at);
+      check.finish();
       return check;
     },
   };

@@ -1,12 +1,15 @@
 import { hash } from "node:crypto";
 import type { Message } from "@bufbuild/protobuf";
 import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
+import type { Finding } from "@curfew/event-log/chain-check.ts";
+import type { ChainState } from "@curfew/event-log/chain-state.ts";
 import { readEvent, UnreadableRecord } from "@curfew/event-log/envelope.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import type { ProducerTrust } from "@curfew/event-log/producer-key.ts";
 import { HASH_BYTES } from "@curfew/ledger/hash.ts";
-import type { SealedRecord } from "@curfew/ledger/leaf.ts";
+import { decodeLeaf, type SealedRecord } from "@curfew/ledger/leaf.ts";
 import type { NodeAddress } from "@curfew/ledger/tree.ts";
-import { type CheckedBatch, type Finding, openCompleteness, streamPlace } from "./completeness.ts";
+import { type ChainPoint, type CheckedBatch, openCompleteness, streamPlace } from "./completeness.ts";
 import { type Batch, LedgerBroken, type LedgerHead, type NextOffset } from "./domain.ts";
 
 /**
@@ -32,9 +35,13 @@ export type EntryRow = {
   chain?: string;
   chainSequence?: number;
   chainHash?: string;
+  /** Of a signed chain, and up to where signatures cover it; then the offset of the first record after that, if there is one. */
+  chainKey?: string;
+  chainSigned?: number;
+  chainUnsignedFrom?: number;
 };
 
-/** Which leaf came first with an event id, or with a number of a stream. */
+/** Which leaf came first with an event id, with a number of a stream, or in a signed chain of a topic. */
 export type KeyRow = { _id: string; index: number };
 
 /** A finished batch. */
@@ -68,11 +75,12 @@ const maxFilterLength = 128;
 export const entryId = (index: number) => String(index).padStart(16, "0");
 export const checkpointId = (batch: number) => String(batch).padStart(10, "0");
 
-const keyId = (kind: "event" | "stream", text: string): string =>
+const keyId = (kind: "event" | "stream" | "signed", text: string): string =>
   text.isWellFormed() && !text.includes("\0") && Buffer.byteLength(text) <= maxKeyBytes
     ? `${kind} ${text}`
     : `${kind}-sha256 ${hash("sha256", text, "hex")}`;
 export const eventKey = (eventId: string) => keyId("event", eventId);
+const signedKey = (topic: string) => keyId("signed", topic);
 const streamKey = (topic: string, stream: string, sequence: number) =>
   keyId("stream", `${topic} ${stream}@${sequence}`);
 
@@ -100,6 +108,22 @@ export const tokenOf = (record: SealedRecord, message: Message | undefined): str
 const filterable = (text: string | undefined) =>
   text !== undefined && text !== "" && text.length <= maxFilterLength && text.isWellFormed() ? text : undefined;
 
+const chainFields = ({ chain, sequence, hash, key, signed, unsignedFrom }: ChainPoint) => ({
+  chain,
+  chainSequence: sequence,
+  chainHash: hash,
+  ...(key !== "" && { chainKey: key, chainSigned: signed }),
+  ...(unsignedFrom !== undefined && { chainUnsignedFrom: unsignedFrom }),
+});
+
+const chainStateOf = (row: EntryRow): ChainState => ({
+  sequence: row.chainSequence as number,
+  hash: row.chainHash as string,
+  key: row.chainKey ?? "",
+  signed: row.chainSigned ?? 0,
+  unsignedFrom: row.chainUnsignedFrom,
+});
+
 const entryRow = (batch: Batch, at: number, record: SealedRecord, heads: CheckedBatch["heads"]): EntryRow => {
   const type = filterable(headerOf(record, "ce_type"));
   const source = filterable(headerOf(record, "ce_source"));
@@ -115,7 +139,7 @@ const entryRow = (batch: Batch, at: number, record: SealedRecord, heads: Checked
     ...(source && { source }),
     ...(tokenId && { tokenId }),
     ...(!Number.isNaN(timeMs) && { timeMs }),
-    ...(point && { chain: point.chain, chainSequence: point.sequence, chainHash: point.hash }),
+    ...(point && chainFields(point)),
   };
 };
 
@@ -145,18 +169,24 @@ export interface Projection {
 export const openProjection = (parts: {
   models: ReadModels;
   epochs: Collection<EpochRow>;
+  trust: ProducerTrust;
   /** Records what was found, once for each producer and cause however often it is told. */
   report: (findings: readonly Finding[]) => Promise<void>;
 }): Projection => {
   const { entries, keys, checkpoints } = parts.models;
   const completeness = openCompleteness({
-    async headBelow(chain, below) {
+    async chainBelow(chain, below) {
       const [row] = await entries.find({ where: { chain }, below: entryId(below), order: -1, limit: 1 });
-      if (!row) return undefined;
-      return { sequence: row.chainSequence as number, hash: row.chainHash as string };
+      return row && chainStateOf(row);
+    },
+    async signedSince(topic, below) {
+      const first = await keys.get(signedKey(topic));
+      const row = first && first.index < below ? await entries.get(entryId(first.index)) : undefined;
+      return row && decodeLeaf(row.leaf).sealedAtMs;
     },
     hasEvent: async (topic, stream, sequence) => (await keys.get(streamKey(topic, stream, sequence))) !== undefined,
-    topicOfProducer: async (producer) => (await parts.epochs.get(producer))?.topic,
+    rowOf: (producer) => parts.epochs.get(producer),
+    trust: parts.trust,
   });
 
   /** Index of the first leaf with each key. */
@@ -189,6 +219,7 @@ export const openProjection = (parts: {
       const checked = await completeness.check(before, batch);
       const { findings, heads } = checked;
       const { events, rows } = keyRows(batch);
+      for (const [topic, at] of checked.signedTopics) rows.push({ _id: signedKey(topic), index: doc.first + at });
       const first = await insertKeys(rows);
       await insertEntries(
         batch.records.map((record, at) => {

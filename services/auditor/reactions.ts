@@ -5,10 +5,10 @@ import {
   type GapCause,
   GapCauseSchema,
 } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
+import type { Finding } from "@curfew/event-log/chain-check.ts";
 import type { Outbox } from "@curfew/event-log/outbox.ts";
 import { lengthPrefixed } from "@curfew/runtime/length-prefixed.ts";
 import type { Log } from "@curfew/runtime/log.ts";
-import type { Finding } from "./completeness.ts";
 
 const maxRemembered = 10_000;
 

@@ -3,6 +3,7 @@ import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { type Lease, openLease, type Tenure } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
+import { openProducerTrust } from "@curfew/event-log/producer-key.ts";
 import { evidenceSettings } from "@curfew/event-log/topics.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
@@ -20,6 +21,7 @@ import { openOutbound } from "@curfew/runtime/outbound.ts";
 import { openCosigned } from "./cosigned.ts";
 import { type BatchDoc, LedgerBroken } from "./domain.ts";
 import { openDriftLog } from "./drift-log.ts";
+import { watchEpochs } from "./epoch-watch.ts";
 import { openFollower } from "./follower.ts";
 import { auditorService } from "./grpc.ts";
 import { openEvidenceHealth } from "./health.ts";
@@ -42,7 +44,7 @@ const closeGraceMs = 1_000;
 const healthEveryMs = 1_000;
 
 export type AuditorServiceParts = ServiceParts & {
-  /** The shared store of producers: who may have written a record. Read only. */
+  /** The shared store of producers: who may have written a record, and what each says was acknowledged. */
   readonly epochs: Collection<EpochRow>;
   /** The ledger's name, and that of its signing key; default: `<trust domain>/ledger`. */
   readonly origin?: string;
@@ -183,7 +185,12 @@ const openCore = async (parts: AuditorServiceParts) => {
   const batches = await store.collection<BatchDoc>("batches");
   const models = await openReadModels(store);
   const follower = await openFollower({ models, seal, clock, log });
-  const projection = openProjection({ models, epochs: parts.epochs, report: openGapReporter(outbox, log) });
+  const projection = openProjection({
+    models,
+    epochs: parts.epochs,
+    trust: openProducerTrust(parts),
+    report: openGapReporter(outbox, log),
+  });
   const ledger = openLedger({ batches, models, projection, origin, key, clock, published: follower.published });
   const drifts = openDriftLog(outbox, log);
   const { latest } = follower;
@@ -236,6 +243,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
     work: sealing(outbox.compared, broken, (tenure) => [
       (signal) => sealUntil({ ledger, bus, topics, clock, log }, { ...tenure, signal }),
       ...reverification({ ...core, files: tiles.files, bus, perSecond, clock, log }),
+      (signal) => watchEpochs({ ...core, epochs: parts.epochs, bus, clock, log }, signal),
       tiles.publish,
     ]),
   });

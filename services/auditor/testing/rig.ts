@@ -6,8 +6,9 @@ import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
 import type { Bus, OutRecord } from "@curfew/event-log/bus.ts";
 import { encodeEvent } from "@curfew/event-log/envelope.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
-import { topicNames } from "@curfew/event-log/event-types.ts";
+import { topicNames, topicWriters } from "@curfew/event-log/event-types.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
+import { openIdentities } from "@curfew/event-log/testing/producer-identity.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf, type LogRecord } from "@curfew/ledger/leaf.ts";
 import { noteSigner } from "@curfew/ledger/note-key.ts";
@@ -37,6 +38,8 @@ import { openTopicWatch } from "../topic-watch.ts";
 
 export const clock = systemClock;
 export const quiet = openLog({ service: "test", level: "error", write: () => undefined });
+/** Of every service. */
+export const identities = await openIdentities(systemClock, Object.values(topicWriters));
 export const origin = "test.example/ledger";
 const pair = generateKeyPairSync("ed25519");
 export const signingKey = { privateKey: pair.privateKey, publicKey: pair.publicKey };
@@ -113,7 +116,11 @@ export const sendOn = async (
 /** All of it in memory. */
 export const openWorld = async () => {
   const epochs = await memoryStore().collection<EpochRow>("epochs");
-  return { epochs, store: memoryStore(), bus: memoryBus({ epochs, clock, topics: partitions }) };
+  return {
+    epochs,
+    store: memoryStore(),
+    bus: memoryBus({ epochs, clock, topics: partitions, identity: identities.identity }),
+  };
 };
 export type MemoryWorld = Awaited<ReturnType<typeof openWorld>>;
 
@@ -132,7 +139,12 @@ export const startAuditor = async (world: World, store: DocumentStore = world.st
     exclusive: true,
     wake: async () => [],
   });
-  const projection = openProjection({ models, epochs: world.epochs, report: openGapReporter(outbox, quiet) });
+  const projection = openProjection({
+    models,
+    epochs: world.epochs,
+    trust: identities.trust,
+    report: openGapReporter(outbox, quiet),
+  });
   const batches = await store.collection<BatchDoc>("batches");
   const ledger = openLedger({
     batches,
