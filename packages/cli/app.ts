@@ -6,6 +6,7 @@ import { policy } from "./commands/policy.ts";
 import { restore } from "./commands/restore.ts";
 import { revoke } from "./commands/revoke.ts";
 import { scan } from "./commands/scan.ts";
+import { subject } from "./commands/subject.ts";
 import { token } from "./commands/token.ts";
 import { verify } from "./commands/verify.ts";
 import { verifyToken } from "./commands/verify-token.ts";
@@ -28,6 +29,7 @@ const routes = buildRouteMap({
     case: caseRoutes,
     ack,
     audit,
+    subject,
     verify,
     restore,
     witness,
