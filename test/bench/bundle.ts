@@ -7,7 +7,7 @@ import { openExports } from "@curfew/auditor/export.ts";
 import { openFollower } from "@curfew/auditor/follower.ts";
 import { openLedger, sealOf } from "@curfew/auditor/ledger.ts";
 import { openProjection, openReadModels } from "@curfew/auditor/projections.ts";
-import { eventRecord, quiet, tokenId, use } from "@curfew/auditor/testing/rig.ts";
+import { eventRecord, identities, quiet, tokenId, use } from "@curfew/auditor/testing/rig.ts";
 import { withFile } from "@curfew/bundle/file-source.ts";
 import { openBundle } from "@curfew/bundle/verify-bundle.ts";
 import { writeNewFile } from "@curfew/cli/new-file.ts";
@@ -54,7 +54,7 @@ type Stores = Awaited<ReturnType<typeof openStores>>;
 const seed = async ({ store, epochs, keyring }: Stores, size: number): Promise<void> => {
   const models = await openReadModels(store);
   const batches = await store.collection<BatchDoc>("batches");
-  const projection = openProjection({ models, epochs, report: async () => undefined });
+  const projection = openProjection({ models, epochs, trust: identities.trust, report: async () => undefined });
   const key = keyring.signingKey(origin);
   const ledger = openLedger({ batches, models, projection, origin, key, clock, published: () => undefined });
   const chains = new Map<string, ReturnType<typeof openChain>>();
