@@ -1,22 +1,24 @@
 import { readFileSync } from "node:fs";
 import { type ErasureSettings, parsePersonalData } from "@curfew/auditor/erasure-settings.ts";
+import { parseTimestamps, type Timestamping } from "@curfew/auditor/timestamp-settings.ts";
 import { parseWitnesses, type Witnessing } from "@curfew/auditor/witness-settings.ts";
 import { ConfigError } from "@curfew/runtime/config.ts";
 import { type Organisation, parseOrganisation } from "@curfew/runtime/organisation.ts";
 import { parseDocument, stringify } from "yaml";
 
-/** What one installation is told: the trust domain, the organisation, who is paged, who cosigns the ledger. */
+/** What one installation is told: the trust domain, the organisation, who is paged, who vouches for the ledger. */
 export interface SuiteConfig {
   readonly trustDomain: string;
   readonly organisation: Organisation;
   readonly witnessing?: Witnessing;
+  readonly timestamping?: Timestamping;
   /** How long keys and backups of personal data are kept. */
   readonly personalData: ErasureSettings;
   /** The sections as they were written, for processes that read them from files of their own. */
   readonly sections: { readonly organisation: string; readonly paging: string };
 }
 
-const known = ["trust_domain", "organisation", "paging", "witnesses", "personal_data"];
+const known = ["trust_domain", "organisation", "paging", "witnesses", "timestamps", "personal_data"];
 const trustDomainPattern = /^[a-z0-9](?:[a-z0-9.-]{0,253}[a-z0-9])?$/;
 
 const problemsOf = <T>(read: () => T, problems: string[]): T | undefined => {
@@ -56,6 +58,7 @@ export const readSuiteConfig = (file: string, checkPaging: (yaml: string) => unk
   const organisation = problemsOf(() => parseOrganisation(sections.organisation), problems);
   problemsOf(() => checkPaging(sections.paging), problems);
   const witnessing = problemsOf(() => parseWitnesses(top.witnesses), problems);
+  const timestamping = problemsOf(() => parseTimestamps(top.timestamps), problems);
   const personalData = problemsOf(() => parsePersonalData(top.personal_data), problems);
   if (problems.length > 0 || !organisation || !personalData) throw new ConfigError(problems.map(inFile));
   return {
@@ -63,6 +66,7 @@ export const readSuiteConfig = (file: string, checkPaging: (yaml: string) => unk
     organisation,
     personalData,
     ...(witnessing && { witnessing }),
+    ...(timestamping && { timestamping }),
     sections,
   };
 };

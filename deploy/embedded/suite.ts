@@ -97,6 +97,7 @@ const ledgerParts = ({ dataDir, config, port }: SuiteOptions) => ({
   ledgerDir: join(dataDir, "ledger"),
   ledgerListen: { host: "localhost", port: port === 0 ? 0 : port + serviceNames.length },
   ...(config.witnessing && { witnessing: config.witnessing }),
+  ...(config.timestamping && { timestamping: config.timestamping }),
 });
 
 /**

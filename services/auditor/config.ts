@@ -1,5 +1,6 @@
 import { address, ConfigError, integer, optional, path, string } from "@curfew/runtime/config.ts";
 import { backupDays, epochDays } from "./erasure-settings.ts";
+import { tsaAllow, tsaCaFile, tsaUrl } from "./timestamp-settings.ts";
 import { witnessAllow, witnessPolicyFile } from "./witness-settings.ts";
 
 /** Settings beyond those that every service has (`packages/rpc/process.ts`). */
@@ -57,6 +58,9 @@ export const auditorSpec = {
   }),
   witnessPolicyFile: optional(witnessPolicyFile),
   witnessAllow,
+  tsaUrl: optional(tsaUrl),
+  tsaCaFile: optional(tsaCaFile),
+  tsaAllow,
 } as const;
 
 /** Throws ConfigError where settings do not go together. */
@@ -64,11 +68,16 @@ export const checkLedger = (given: {
   readonly ledgerDir?: unknown;
   readonly ledgerListen?: unknown;
   readonly witnessPolicyFile?: unknown;
+  readonly tsaUrl?: unknown;
+  readonly tsaCaFile?: unknown;
 }): void => {
-  if (given.ledgerDir) return;
   const problems: string[] = [];
-  if (given.ledgerListen) problems.push("CURFEW_LEDGER_LISTEN needs CURFEW_LEDGER_DIR, which it serves");
-  if (given.witnessPolicyFile)
+  if (!given.tsaUrl !== !given.tsaCaFile) problems.push("CURFEW_TSA_URL and CURFEW_TSA_CA_FILE come together");
+  if (given.tsaUrl && !given.ledgerDir)
+    problems.push("CURFEW_TSA_URL needs CURFEW_LEDGER_DIR, whose checkpoint is stamped");
+  if (given.ledgerListen && !given.ledgerDir)
+    problems.push("CURFEW_LEDGER_LISTEN needs CURFEW_LEDGER_DIR, which it serves");
+  if (given.witnessPolicyFile && !given.ledgerDir)
     problems.push("CURFEW_WITNESS_POLICY_FILE needs CURFEW_LEDGER_DIR, whose checkpoint is cosigned");
   if (problems.length > 0) throw new ConfigError(problems);
 };

@@ -14,8 +14,8 @@ await runService({
   open: async (parts, config) => {
     checkLedger(config);
     const { mongoUrl, mongoTls, producersDatabase, caFile, identityDir } = config;
-    const { ledgerOrigin, ledgerDir, ledgerListen, minInsync, reverifyPerSecond, witnessPolicyFile, witnessAllow } =
-      config;
+    const { ledgerOrigin, ledgerDir, ledgerListen, minInsync, reverifyPerSecond } = config;
+    const { witnessPolicyFile, witnessAllow, tsaUrl, tsaCaFile, tsaAllow } = config;
     const tls = mongoTls && {
       tls: { ca: caFile, cert: join(identityDir, "cert.pem"), key: join(identityDir, "key.pem") },
     };
@@ -33,6 +33,7 @@ await runService({
       ...(minInsync !== undefined && { minInsync }),
       ...(reverifyPerSecond !== undefined && { reverifyPerSecond }),
       ...(witnessPolicyFile && { witnessing: { policy: witnessPolicyFile, allow: witnessAllow } }),
+      ...(tsaUrl && tsaCaFile && { timestamping: { url: tsaUrl, authorities: tsaCaFile, allow: tsaAllow } }),
     });
     const close = async () => {
       await service.close();

@@ -5,7 +5,6 @@ import { type Lease, openLease, type Tenure } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { openProducerTrust } from "@curfew/event-log/producer-key.ts";
 import { evidenceSettings } from "@curfew/event-log/topics.ts";
-import { openDirectory } from "@curfew/ledger/directory.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { HealthState } from "@curfew/rpc/health.ts";
 import {
@@ -17,27 +16,26 @@ import {
   serve,
 } from "@curfew/rpc/replica.ts";
 import type { AnyHandler, BoundService, CallContext } from "@curfew/rpc/service-definition.ts";
-import { openOutbound } from "@curfew/runtime/outbound.ts";
-import { openCosigned } from "./cosigned.ts";
 import { type BatchDoc, LedgerBroken } from "./domain.ts";
 import { openDriftLog } from "./drift-log.ts";
 import { watchEpochs } from "./epoch-watch.ts";
 import { openFollower } from "./follower.ts";
 import { auditorService } from "./grpc.ts";
 import { openEvidenceHealth } from "./health.ts";
-import { Interrupted, type Ledger, openLedger, sealOf } from "./ledger.ts";
+import { Interrupted, openLedger, sealOf } from "./ledger.ts";
 import type { PassRow } from "./passes.ts";
 import { openPeople, type PeopleParts } from "./people.ts";
 import { openProjection, openReadModels } from "./projections.ts";
+import { openPublicLog } from "./public-log.ts";
 import { openGapReporter } from "./reactions.ts";
 import { defaultPerSecond, reverification } from "./reverification.ts";
 import { sealUntil } from "./sealer.ts";
 import { publishSiem } from "./siem/publisher.ts";
-import { publishTiles, type TileLogParts } from "./tile-log.ts";
-import { openTileServer } from "./tile-server.ts";
+import type { Timestamping } from "./timestamp-settings.ts";
+import type { TimestampStatus } from "./timestamps.ts";
 import { openTopicWatch } from "./topic-watch.ts";
 import type { Witnessing } from "./witness-settings.ts";
-import { checkPolicy, openWitnesses, type WitnessStatus } from "./witnesses.ts";
+import { checkPolicy, type WitnessStatus } from "./witnesses.ts";
 
 const name = "auditor";
 const closeGraceMs = 1_000;
@@ -60,6 +58,8 @@ export type AuditorServiceParts = ServiceParts & {
   readonly people?: PeopleParts;
   /** Whose cosignatures the checkpoint of `ledgerDir` waits for; absent: nobody's. */
   readonly witnessing?: Witnessing;
+  /** Who is asked for timestamps over that checkpoint; absent: nobody. */
+  readonly timestamping?: Timestamping;
 };
 
 export type Auditor = RunningService & {
@@ -67,6 +67,8 @@ export type Auditor = RunningService & {
   readonly ledgerUrl?: string;
   /** How it stands with the witnesses, if there are any. Rejects with StoreUnavailable. */
   readonly witnesses?: () => Promise<WitnessStatus>;
+  /** How it stands with timestamps, if anybody is asked for them. Rejects with StoreUnavailable. */
+  readonly timestamps?: () => Promise<TimestampStatus>;
 };
 
 /** SERVING while the database answers: without it there is nothing to answer from. Without the bus what is sealed can still be read. */
@@ -141,38 +143,6 @@ const sealing =
     }
   };
 
-const openWitnessing = async ({ witnessing, store, clock, log }: AuditorServiceParts) => {
-  if (!witnessing) return undefined;
-  const { policy, allow } = witnessing;
-  const rows = await openCosigned(store);
-  return { rows, witnesses: openWitnesses({ policy, outbound: openOutbound({ allow, clock }), rows, clock, log }) };
-};
-
-/** The ledger's files, who cosigns them, and their server, as far as they are wanted. */
-const openTiles = async (
-  parts: AuditorServiceParts,
-  of: Pick<TileLogParts, "batches" | "latest"> & { readonly ledger: Ledger },
-) => {
-  const { ledgerDir, ledgerListen, clock, log } = parts;
-  const { batches, latest, ledger } = of;
-  const files = ledgerDir === undefined ? undefined : openDirectory(ledgerDir, parts);
-  const witnessed = await openWitnessing(parts);
-  const server = files && ledgerListen && (await openTileServer(files, ledgerListen, log));
-  const { seal } = ledger;
-  return {
-    files,
-    face: {
-      ...(server && { ledgerUrl: server.url }),
-      ...(witnessed && { witnesses: witnessed.witnesses.status }),
-    },
-    publish: async (signal: AbortSignal) => {
-      if (!files) return;
-      await publishTiles({ files, batches, latest, seal, ...(witnessed && { witnessed }), clock, log }, signal);
-    },
-    close: async () => server?.close(),
-  };
-};
-
 /** All that is not served: the ledger, what is derived from it, and what is recorded about it. Throws ConfigError for witnesses of another ledger. */
 const openCore = async (parts: AuditorServiceParts) => {
   const { store, bus, clock, log } = parts;
@@ -218,7 +188,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
 
   const people = openPeople({ ...parts, ...core });
   const latestBatch = () => follower.latest()?.batch ?? 0;
-  const tiles = await openTiles(parts, { batches, ledger, latest: latestBatch });
+  const tiles = await openPublicLog(parts, { batches, ledger, latest: latestBatch });
   const { commits } = outbox.streams;
   const health = openEvidenceHealth({ ...core, ...tiles.face, commits, bus, clock, log });
   const server = await serve(parts, [
@@ -244,7 +214,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
       (signal) => sealUntil({ ledger, bus, topics, clock, log }, { ...tenure, signal }),
       ...reverification({ ...core, files: tiles.files, bus, perSecond, clock, log }),
       (signal) => watchEpochs({ ...core, epochs: parts.epochs, bus, clock, log }, signal),
-      tiles.publish,
+      ...tiles.works,
     ]),
   });
   const closing = new AbortController();

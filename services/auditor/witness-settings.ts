@@ -1,7 +1,8 @@
 import { readFileSync, statSync } from "node:fs";
 import { NoteError } from "@curfew/ledger/note-error.ts";
 import { MAX_POLICY_BYTES, type Policy, parsePolicy } from "@curfew/ledger/policy.ts";
-import { ConfigError, type Field, list, Mistake, path, string } from "@curfew/runtime/config.ts";
+import { ConfigError, type Field, Mistake, path } from "@curfew/runtime/config.ts";
+import { outboundAllow, readSection } from "./section.ts";
 
 /** Who is asked to cosign the ledger's checkpoints. */
 export interface Witnessing {
@@ -26,40 +27,12 @@ export const witnessPolicyFile: Field<Policy> = {
   },
 };
 
-const hostAndPort = /^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]{1,253}):\d{1,5}$/;
-
-export const witnessAllow: Field<readonly string[]> = list(
-  string({ about: "", pattern: hostAndPort, expect: "host:port" }),
-  {
-    about: "host:port of witnesses that may be reached at private addresses, on loopback over http",
-    default: [],
-    max: 64,
-  },
-);
-
-const fields = { policy_file: witnessPolicyFile, allow: witnessAllow };
+export const witnessAllow = outboundAllow("witnesses");
 
 /** Reads the `witnesses` section of curfew.yaml: `policy_file` and `allow`; undefined: there is none. Throws ConfigError. */
 export const parseWitnesses = (given: unknown): Witnessing | undefined => {
-  const section = given ?? {};
-  if (typeof section !== "object" || Array.isArray(section))
-    throw new ConfigError(["witnesses: a mapping of settings is needed"]);
-  const problems: string[] = [];
-  const read = <T>(name: keyof typeof fields, { parse, fallback }: Field<T>): T | undefined => {
-    const raw = (section as Readonly<Record<string, unknown>>)[name];
-    try {
-      return raw === undefined ? fallback?.value : parse(raw);
-    } catch (error) {
-      if (!(error instanceof Mistake)) throw error;
-      problems.push(`witnesses.${name} ${error.message}`);
-      return undefined;
-    }
-  };
-  for (const name of Object.keys(section))
-    if (!Object.hasOwn(fields, name)) problems.push(`witnesses.${name}: there is no such setting`);
-  const policy = read("policy_file", witnessPolicyFile);
-  const allow = read("allow", witnessAllow) ?? [];
-  if (!policy && allow.length > 0 && problems.length === 0) problems.push("witnesses.policy_file is required");
-  if (problems.length > 0) throw new ConfigError(problems);
+  const fields = { policy_file: witnessPolicyFile, allow: witnessAllow };
+  const { policy_file: policy, allow = [] } = readSection("witnesses", given, fields);
+  if (!policy && allow.length > 0) throw new ConfigError(["witnesses.policy_file is required"]);
   return policy && { policy, allow };
 };
