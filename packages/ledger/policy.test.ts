@@ -5,7 +5,7 @@ import { signCheckpoint } from "./checkpoint.ts";
 import { emptyRoot } from "./hash.ts";
 import { NoteError } from "./note-error.ts";
 import { cosignerKeyText, noteCosigner, noteSigner, verifierKeyText } from "./note-key.ts";
-import { MAX_POLICY_BYTES, openByPolicy, parsePolicy, weighSignatures } from "./policy.ts";
+import { formatPolicy, MAX_POLICY_BYTES, openByPolicy, parsePolicy, weighSignatures } from "./policy.ts";
 import { keyOf, vectors } from "./vectors.test-data.ts";
 
 const key = (i: number) => keyOf(i.toString(16).padStart(64, "0"));
@@ -56,6 +56,17 @@ describe("reading", () => {
     expect(policy.witnesses[1]).not.toHaveProperty("url");
     expect(policy.groups).toEqual([{ name: "any", threshold: 1, members: ["X2"] }]);
     expect(parsePolicy("quorum none\n")).toEqual({ logs: [], witnesses: [], groups: [], quorum: "none" });
+  });
+
+  test("what is written again is the same policy, without its URLs", () => {
+    const withUrl = parsePolicy(example.replace(log, `${log} https://log.example/`));
+    const again = formatPolicy(withUrl);
+    expect(again).not.toContain("https");
+    expect(formatPolicy(parsePolicy(again))).toBe(again);
+    const plain = (policy: typeof withUrl) =>
+      JSON.parse(JSON.stringify(policy, (name, v) => (name === "url" ? undefined : v)));
+    expect(plain(parsePolicy(again))).toEqual(plain(withUrl));
+    expect(formatPolicy(parsePolicy("quorum none\n"))).toBe("quorum none\n");
   });
 
   test("as many lines as the specification asks for", () => {

@@ -121,6 +121,19 @@ export const parsePolicy = (policy: string | Uint8Array): Policy => {
   return { logs, witnesses, groups, quorum };
 };
 
+const keyTextOf = ({ name, keyId, type, publicKey }: NoteVerifier): string =>
+  `${name}+${keyId.toString(16).padStart(8, "0")}+${Buffer.from([type, ...publicKey]).toString("base64")}`;
+
+/** A policy file that `parsePolicy` reads as the same policy, but for the URLs, which are left out: they say whom to ask, not whom to believe. */
+export const formatPolicy = ({ logs, witnesses, groups, quorum }: Policy): string =>
+  [
+    ...logs.map(({ key }) => `log ${keyTextOf(key)}`),
+    ...witnesses.map(({ name, key }) => `witness ${name} ${keyTextOf(key)}`),
+    ...groups.map(({ name, threshold, members }) => `group ${name} ${threshold} ${members.join(" ")}`),
+    `quorum ${quorum}`,
+    "",
+  ].join("\n");
+
 /** Who cosigned, in the order of the policy, by its names for them; and when (POSIX seconds; the earliest, if more than once). */
 export type Cosigned = {
   readonly witnesses: readonly { readonly name: string; readonly seconds: number }[];

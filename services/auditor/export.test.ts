@@ -1,4 +1,4 @@
-import { hash } from "node:crypto";
+import { generateKeyPairSync, hash } from "node:crypto";
 import type { MessageInitShape } from "@bufbuild/protobuf";
 import { create, fromBinary, type Message } from "@bufbuild/protobuf";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
@@ -15,14 +15,18 @@ import {
 import { EvidenceExportedSchema, EvidenceGapFoundSchema } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
+import { signNote } from "@curfew/ledger/note.ts";
+import { cosignerKeyText, noteCosigner } from "@curfew/ledger/note-key.ts";
 import { parsePolicy } from "@curfew/ledger/policy.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { cosignedId, openCosigned } from "./cosigned.ts";
 import { LedgerBroken } from "./domain.ts";
 import { openExports } from "./export.ts";
 import { openFollower } from "./follower.ts";
 import { entryId } from "./projections.ts";
+import type { Cosigning } from "./shown-tree.ts";
 import {
   clock,
   eventRecord,
@@ -87,7 +91,7 @@ const fill = async () => {
   return ofProducer;
 };
 
-const openExporter = async (models = auditor.models) => {
+const openExporter = async (models = auditor.models, cosigning?: Cosigning) => {
   const follower = await openFollower({ models, seal, clock, log: quiet });
   const { signer } = auditor.ledger;
   const { outbox } = auditor;
@@ -95,6 +99,8 @@ const openExporter = async (models = auditor.models) => {
     models,
     follower,
     signer,
+    seal,
+    cosigning,
     verifierKey,
     outbox,
     clock,
@@ -228,6 +234,31 @@ describe("an exported bundle", () => {
       ).rejects.toMatchObject({ failure: { reason } });
     await later.close();
     expect(await auditor.outbox.streams.commits.find({ from: "exports/", below: "exports0", limit: 10 })).toEqual([]);
+  });
+
+  it("leads to the cosigned checkpoint where witnesses are asked, and to the log's own where they are silent", async () => {
+    await fill();
+    const { privateKey, publicKey } = generateKeyPairSync("ed25519");
+    const wanted = parsePolicy(
+      `log ${verifierKey}\nwitness w ${cosignerKeyText("w.example/w", publicKey)}\nquorum w\n`,
+    );
+    const rows = await openCosigned(world.store);
+    const exporter = await openExporter(auditor.models, { policy: wanted, rows });
+    const request = { tokenId: tokenId(1) };
+    const alone = await openBundle(sourceOf(await exporter.bytes(request)), policy);
+    expect(alone.checkpoint.witnesses).toEqual([]);
+    const [latest] = await auditor.models.checkpoints.find({ order: -1, limit: 1 });
+    const { size = 0, checkpoint = "" } = latest ?? {};
+    const line = signNote(checkpoint.slice(0, checkpoint.indexOf("\n\n") + 1), [
+      noteCosigner("w.example/w", privateKey, 77),
+    ]);
+    await rows.insert({ _id: cosignedId(size), size, checkpoint: checkpoint + line.slice(line.indexOf("\n\n") + 2) });
+    const bytes = await exporter.bytes(request);
+    const cosigned = await openBundle(sourceOf(bytes), wanted);
+    expect(cosigned.checkpoint.witnesses).toEqual([{ name: "w", seconds: 77 }]);
+    const inside = (await readZip(sourceOf(bytes))).find(({ name }) => name === "policy");
+    expect(parsePolicy(bytes.subarray(inside?.at, (inside?.at ?? 0) + (inside?.size ?? 0))).quorum).toBe("w");
+    await exporter.close();
   });
 
   it("of a read model that was changed is not made: the ledger is broken", async () => {

@@ -13,13 +13,14 @@ import type { Outbox } from "@curfew/event-log/outbox.ts";
 import { HASH_BYTES, leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import type { NoteSigner } from "@curfew/ledger/note-key.ts";
+import { formatPolicy } from "@curfew/ledger/policy.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
 import { proveConsistency, proveInclusion, type ReadNodes } from "@curfew/ledger/tree.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { type Random, uuidV7 } from "@curfew/runtime/random.ts";
-import { LedgerBroken } from "./domain.ts";
+import { LedgerBroken, type Seal } from "./domain.ts";
 import type { Follower } from "./follower.ts";
 import {
   type CheckpointRow,
@@ -31,12 +32,16 @@ import {
   type ReadModels,
 } from "./projections.ts";
 import { firstSealedAt, tokenOfCase, type Wanted, wantedRows } from "./selection.ts";
+import { type Cosigning, type ShownTree, shownTree } from "./shown-tree.ts";
 
 export interface ExportParts {
   readonly models: ReadModels;
   readonly follower: Pick<Follower, "latest">;
   /** Waits until the positions are sealed; rejects with an RpcError when that takes too long. */
   readonly awaitSealed: (positions: readonly Position[]) => Promise<void>;
+  readonly seal: Pick<Seal, "open">;
+  /** Undefined: nobody cosigns. */
+  readonly cosigning: Cosigning | undefined;
   readonly signer: NoteSigner;
   readonly verifierKey: string;
   readonly outbox: Pick<Outbox, "streams" | "relay">;
@@ -112,6 +117,7 @@ class Export {
   readonly #parts: ExportParts;
   readonly #request: ExportBundleRequest;
   readonly #latest: CheckpointRow;
+  readonly #tree: ShownTree;
   readonly #readNodes: ReadNodes;
   /** Drafts by their hash, hex, until the leaf that holds it comes by. */
   readonly #drafts: Map<string, string>;
@@ -119,18 +125,19 @@ class Export {
   /** Number of the batch that the first entry was sealed in. */
   #firstBatch = 0;
 
-  constructor(parts: ExportParts, request: ExportBundleRequest, latest: CheckpointRow) {
+  constructor(parts: ExportParts, request: ExportBundleRequest, latest: CheckpointRow, tree: ShownTree) {
     this.#parts = parts;
     this.#request = request;
     this.#latest = latest;
+    this.#tree = tree;
     this.#readNodes = nearbyNodes(parts.models.entries);
     this.#drafts = new Map(request.drafts.map((json) => [hash("sha256", json, "hex"), json]));
   }
 
   async *bytes({ caller }: CallContext): AsyncGenerator<Uint8Array> {
-    const { models, signer, verifierKey, clock } = this.#parts;
+    const { models, signer, verifierKey, cosigning, clock } = this.#parts;
     const { tokenId, caseId, from, to } = this.#request;
-    const { size, checkpoint } = this.#latest;
+    const { size, checkpoint } = this.#tree;
     const wanted: Wanted = {
       tokenId,
       caseId,
@@ -153,7 +160,7 @@ class Export {
         size,
       },
       verifierKey,
-      policy: `log ${verifierKey}\nquorum none\n`,
+      policy: cosigning ? formatPolicy(cosigning.policy) : `log ${verifierKey}\nquorum none\n`,
       checkpoint,
       entries: () => this.#entries(first.value, groups),
       firstCheckpoint: () => this.#firstCheckpoint(),
@@ -171,7 +178,7 @@ class Export {
   }
 
   async #proven({ _id, leaf }: EntryRow): Promise<BundleEntry> {
-    const { size, root } = this.#latest;
+    const { size, root } = this.#tree;
     const index = Number(_id);
     const proof = await proveInclusion(index, size, this.#readNodes).catch((error: unknown) => {
       if ((error as Error).name === "StoreUnavailable") throw error;
@@ -205,7 +212,7 @@ class Export {
   async #firstCheckpoint() {
     const row = await this.#parts.models.checkpoints.get(checkpointId(this.#firstBatch));
     if (!row) throw new LedgerBroken(`checkpoint ${this.#firstBatch} has vanished`);
-    const proof = await proveConsistency(row.size, this.#latest.size, this.#readNodes);
+    const proof = await proveConsistency(row.size, this.#tree.size, this.#readNodes);
     return { checkpoint: row.checkpoint, size: row.size, proof };
   }
 
@@ -219,7 +226,7 @@ class Export {
       ...(from && { from }),
       ...(to && { to }),
       entries: BigInt(entries),
-      ledgerSize: BigInt(this.#latest.size),
+      ledgerSize: BigInt(this.#tree.size),
       manifestSha256: digest,
       exportedAt: timestampFromMs(atMs),
     });
@@ -284,7 +291,8 @@ export const openExports = (parts: ExportParts) => {
       await parts.awaitSealed(request.atLeast);
       const latest = parts.follower.latest();
       if (!latest) throw refused("NOT_FOUND", "NOTHING_SEALED", "nothing has been sealed yet");
-      yield* inPieces(new Export(parts, request, latest).bytes(ctx));
+      const tree = await shownTree(latest, parts, ctx.signal);
+      yield* inPieces(new Export(parts, request, latest, tree).bytes(ctx));
     } catch (error) {
       if (error instanceof BundleTooLarge) throw tooLarge(error.message);
       throw error;

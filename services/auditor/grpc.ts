@@ -32,6 +32,7 @@ export interface AuditorParts extends ProofParts {
   /** What is stored contradicts what was signed. */
   readonly broken: (error: LedgerBroken) => void;
   readonly outbox: ExportParts["outbox"];
+  readonly cosigning: ExportParts["cosigning"];
   readonly random: Random;
 }
 

@@ -166,7 +166,8 @@ const openCore = async (parts: AuditorServiceParts) => {
   const { latest } = follower;
   const topics = openTopicWatch({ bus, drifts, latest, wanted: wantedSettings(parts.minInsync), clock, log });
   const passes = await store.collection<PassRow>("passes");
-  return { waker, outbox, batches, models, follower, ledger, drifts, topics, passes };
+  const cosigning = parts.witnessing && { policy: parts.witnessing.policy, rows: await openCosigned(store) };
+  return { waker, outbox, batches, models, follower, ledger, drifts, topics, passes, cosigning };
 };
 
 /** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */

@@ -103,8 +103,8 @@ const openService = async ({ store, bus, keyring }: Stores) => {
   const identity = async (path: string) => createIdentitySource(await issue(authority, path));
   const shared = { caPem: authority.certPem, trustDomain, clock };
   const models = await openReadModels(store);
-  const { seal, ...own } = sealOf(origin, keyring.signingKey(origin));
-  const follower = await openFollower({ models, seal, clock, log: quiet });
+  const own = { ...sealOf(origin, keyring.signingKey(origin)), cosigning: undefined };
+  const follower = await openFollower({ models, seal: own.seal, clock, log: quiet });
   const outbox = await openOutbox({
     store,
     bus,
