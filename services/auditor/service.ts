@@ -16,6 +16,7 @@ import {
   serve,
 } from "@curfew/rpc/replica.ts";
 import type { AnyHandler, BoundService, CallContext } from "@curfew/rpc/service-definition.ts";
+import { openCosigned } from "./cosigned.ts";
 import { type BatchDoc, LedgerBroken } from "./domain.ts";
 import { openDriftLog } from "./drift-log.ts";
 import { watchEpochs } from "./epoch-watch.ts";
