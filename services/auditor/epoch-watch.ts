@@ -83,7 +83,7 @@ export const watchEpochs = async (parts: EpochWatchParts, signal: AbortSignal): 
   const read = async (): Promise<void> => {
     const now = new Map<string, Watched>();
     for (let from = ""; now.size < maxWatched; ) {
-      const rows = await epochs.find({ where: { open: true }, from, limit: pageRows });
+      const rows = await epochs.find({ where: { open: true }, ...(from && { from }), limit: pageRows });
       for (const row of rows) now.set(row._id, looked(watched.get(row._id), row));
       const last = rows.at(-1);
       if (!last || rows.length < pageRows) break;
