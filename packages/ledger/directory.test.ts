@@ -3,6 +3,7 @@ import { mkdtempSync, readdirSync, rmSync, statSync, utimesSync, writeFileSync }
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
+import { logFilesContract } from "./contract.ts";
 import { openDirectory } from "./directory.ts";
 
 const machine = { clock: Date, random: randomBytes };
@@ -15,6 +16,12 @@ afterEach(() => rmSync(dir, { recursive: true, force: true }));
 const bytes = (text: string) => Buffer.from(text);
 const names = () => readdirSync(dir, { recursive: true, encoding: "utf8" }).sort();
 
+logFilesContract("a directory", async () => {
+  const place = join(dir, "contract");
+  const again = () => openDirectory(place, machine);
+  return { files: again(), again };
+});
+
 it("keeps files under their paths, replaces them whole, and lets nobody else read them", async () => {
   const files = openDirectory(join(dir, "new", "ledger"), machine);
   expect(await files.read("checkpoint")).toBeUndefined();
@@ -25,14 +32,6 @@ it("keeps files under their paths, replaces them whole, and lets nobody else rea
   expect(await openDirectory(join(dir, "new", "ledger"), machine).read("tile/0/x001/000.p/3")).toEqual(bytes("abc"));
   expect(names().filter((name) => name.includes(".new-"))).toEqual([]);
   for (const name of names()) expect(statSync(join(dir, name)).mode & 0o077).toBe(0);
-});
-
-it("a full tile takes the place of its partial ones", async () => {
-  const files = openDirectory(dir, machine);
-  await files.write([1, 2].map((width) => ({ path: `tile/0/000.p/${width}`, bytes: bytes("x") })));
-  await files.write([{ path: "tile/0/000", bytes: bytes("full") }]);
-  expect(await files.read("tile/0/000.p/2")).toBeUndefined();
-  expect(await files.read("tile/0/000")).toEqual(bytes("full"));
 });
 
 it.each(["../secret", "tile/0/../../secret", "tile/0/001.p/256", "/etc/passwd", "seal", ""])(

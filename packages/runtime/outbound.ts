@@ -29,23 +29,24 @@ export interface OutboundResult {
   readonly body: Buffer;
 }
 
+export interface OutboundRequest {
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body: string | Uint8Array;
+  /** For the whole call; at most, and by default, 10 s. */
+  readonly timeoutMs?: number;
+}
+
 export interface Outbound {
   /** Sends one POST. Throws OutboundRefused or OutboundFailed; any answer of the peer is a result. */
-  post(
-    url: string,
-    request: {
-      readonly headers: Readonly<Record<string, string>>;
-      readonly body: string | Uint8Array;
-      /** For the whole call; at most, and by default, 10 s. */
-      readonly timeoutMs?: number;
-    },
-  ): Promise<OutboundResult>;
+  post(url: string, request: OutboundRequest): Promise<OutboundResult>;
+  /** The same with another method. */
+  call(method: "GET" | "PUT" | "DELETE" | "POST", url: string, request: OutboundRequest): Promise<OutboundResult>;
 }
 
 /** All addresses of a host, as dns.lookup gives them. */
 export type Resolve = (host: string) => Promise<readonly string[]>;
 
-const maxBodyBytes = 1024 * 1024;
+const defaultBodyBytes = 1024 * 1024;
 const maxTimeoutMs = 10_000;
 const maxUrlLength = 2048;
 const ownHeaders = ["host", "connection", "content-length", "transfer-encoding", "expect", "upgrade"];
@@ -110,14 +111,19 @@ const checkHeaders = (headers: Readonly<Record<string, string>>): void => {
 const send = (
   target: Target,
   addresses: readonly string[],
-  request: { readonly headers: Readonly<Record<string, string>>; readonly body: Uint8Array },
+  request: {
+    readonly method: string;
+    readonly headers: Readonly<Record<string, string>>;
+    readonly body: Uint8Array;
+    readonly maxBodyBytes: number;
+  },
   options: { readonly signal: AbortSignal; readonly ca?: readonly string[] | undefined },
 ): Promise<OutboundResult> =>
   new Promise((resolve, reject) => {
     const fail = (why: string) => reject(new OutboundFailed(`${target.name}: ${why}`));
     const checked = addresses.map((address) => ({ address, family: isIP(address) }));
     const call = (target.url.protocol === "https:" ? https : http).request(target.url, {
-      method: "POST",
+      method: request.method,
       headers: { ...request.headers, "content-length": request.body.length },
       signal: options.signal,
       agent: false,
@@ -134,8 +140,8 @@ const send = (
       let size = 0;
       response.on("data", (chunk: Buffer) => {
         size += chunk.length;
-        if (size <= maxBodyBytes) return chunks.push(chunk);
-        fail(`the answer is larger than ${maxBodyBytes} bytes`);
+        if (size <= request.maxBodyBytes) return chunks.push(chunk);
+        fail(`the answer is larger than ${request.maxBodyBytes} bytes`);
         call.destroy();
       });
       response.on("error", (e: NodeJS.ErrnoException) => fail(e.code ?? e.name));
@@ -157,39 +163,41 @@ export const openOutbound = (options: {
   readonly clock: Clock;
   readonly resolve?: Resolve;
   readonly ca?: readonly string[];
+  /** Of a request and of an answer; default 1 MiB. */
+  readonly maxBodyBytes?: number;
 }): Outbound => {
+  const maxBodyBytes = options.maxBodyBytes ?? defaultBodyBytes;
   const allow = new Set(options.allow.map((entry) => entry.toLowerCase()));
   const resolve = options.resolve ?? systemResolve;
-  return {
-    post: async (text, request) => {
-      const target = parseTarget(text, allow);
-      const body = typeof request.body === "string" ? Buffer.from(request.body, "utf8") : request.body;
-      if (body.length > maxBodyBytes) throw new OutboundRefused(`a body over ${maxBodyBytes} bytes is refused`);
-      checkHeaders(request.headers);
-      const timeoutMs = Math.min(request.timeoutMs ?? maxTimeoutMs, maxTimeoutMs);
-      const over = new AbortController();
-      const done = new AbortController();
-      const late = options.clock.sleep(timeoutMs, done.signal).then((): never => {
-        over.abort();
-        throw new OutboundFailed(`${target.name}: no complete answer within ${timeoutMs} ms`);
-      });
-      const call = async () => {
-        const addresses = isIP(target.host) ? [target.host] : await resolveAll(target, resolve);
-        check(target, addresses);
-        return await send(
-          target,
-          addresses,
-          { headers: request.headers, body },
-          { signal: over.signal, ca: options.ca },
-        );
-      };
-      try {
-        return await Promise.race([call(), late]);
-      } finally {
-        done.abort();
-      }
-    },
+  const call: Outbound["call"] = async (method, text, request) => {
+    const target = parseTarget(text, allow);
+    const body = typeof request.body === "string" ? Buffer.from(request.body, "utf8") : request.body;
+    if (body.length > maxBodyBytes) throw new OutboundRefused(`a body over ${maxBodyBytes} bytes is refused`);
+    checkHeaders(request.headers);
+    const timeoutMs = Math.min(request.timeoutMs ?? maxTimeoutMs, maxTimeoutMs);
+    const over = new AbortController();
+    const done = new AbortController();
+    const late = options.clock.sleep(timeoutMs, done.signal).then((): never => {
+      over.abort();
+      throw new OutboundFailed(`${target.name}: no complete answer within ${timeoutMs} ms`);
+    });
+    const sending = async () => {
+      const addresses = isIP(target.host) ? [target.host] : await resolveAll(target, resolve);
+      check(target, addresses);
+      return await send(
+        target,
+        addresses,
+        { method, headers: request.headers, body, maxBodyBytes },
+        { signal: over.signal, ca: options.ca },
+      );
+    };
+    try {
+      return await Promise.race([sending(), late]);
+    } finally {
+      done.abort();
+    }
   };
+  return { call, post: (url, request) => call("POST", url, request) };
 };
 
 const resolveAll = async (target: Target, resolve: Resolve): Promise<readonly string[]> => {

@@ -9,5 +9,7 @@ it("the ledger's files are served only where there are any", () => {
   expect(() => checkLedger({ ledgerDir: "ledger", tsaUrl: "https://tsa.example/" })).toThrow("come together");
   expect(() => checkLedger({ tsaUrl: "https://tsa.example/", tsaCaFile: [] })).toThrow("CURFEW_TSA_URL needs");
   checkLedger({ ledgerDir: "ledger", tsaUrl: "https://tsa.example/", tsaCaFile: [] });
+  checkLedger({ ledgerListen, ledgerBucketFile: {} });
   checkLedger({});
+  expect(() => checkLedger({ ledgerDir: "ledger", ledgerBucketFile: {} })).toThrow("one place");
 });

@@ -1,4 +1,5 @@
 import { address, ConfigError, integer, optional, path, string } from "@curfew/runtime/config.ts";
+import { ledgerBucketFile } from "./bucket-settings.ts";
 import { backupDays, epochDays } from "./erasure-settings.ts";
 import { tsaAllow, tsaCaFile, tsaUrl } from "./timestamp-settings.ts";
 import { witnessAllow, witnessPolicyFile } from "./witness-settings.ts";
@@ -27,7 +28,7 @@ export const auditorSpec = {
   ),
   ledgerListen: optional(
     address({
-      about: "host:port on which ledgerDir is served over plain HTTP to anybody; default: nowhere",
+      about: "host:port on which those files are served over plain HTTP to anybody; default: nowhere",
       anyPort: true,
     }),
   ),
@@ -37,6 +38,7 @@ export const auditorSpec = {
         "directory that is kept a c2sp.org/tlog-tiles log of the ledger, by the replica that seals: replicas share it; default: none",
     }),
   ),
+  ledgerBucketFile: optional(ledgerBucketFile),
   personalDatabase: string({
     about: "database of pseudonyms and people's keys, shared with the verifiers",
     default: "curfew_personal",
@@ -66,19 +68,23 @@ export const auditorSpec = {
 /** Throws ConfigError where settings do not go together. */
 export const checkLedger = (given: {
   readonly ledgerDir?: unknown;
+  readonly ledgerBucketFile?: unknown;
   readonly ledgerListen?: unknown;
   readonly witnessPolicyFile?: unknown;
   readonly tsaUrl?: unknown;
   readonly tsaCaFile?: unknown;
 }): void => {
   const problems: string[] = [];
+  if (given.ledgerDir && given.ledgerBucketFile)
+    problems.push("CURFEW_LEDGER_DIR and CURFEW_LEDGER_BUCKET_FILE are both given: the files have one place");
   if (!given.tsaUrl !== !given.tsaCaFile) problems.push("CURFEW_TSA_URL and CURFEW_TSA_CA_FILE come together");
-  if (given.tsaUrl && !given.ledgerDir)
-    problems.push("CURFEW_TSA_URL needs CURFEW_LEDGER_DIR, whose checkpoint is stamped");
-  if (given.ledgerListen && !given.ledgerDir)
-    problems.push("CURFEW_LEDGER_LISTEN needs CURFEW_LEDGER_DIR, which it serves");
-  if (given.witnessPolicyFile && !given.ledgerDir)
-    problems.push("CURFEW_WITNESS_POLICY_FILE needs CURFEW_LEDGER_DIR, whose checkpoint is cosigned");
+  const needs = (name: string, what: string) =>
+    problems.push(`${name} needs CURFEW_LEDGER_DIR or CURFEW_LEDGER_BUCKET_FILE, ${what}`);
+  if (!given.ledgerDir && !given.ledgerBucketFile) {
+    if (given.tsaUrl) needs("CURFEW_TSA_URL", "whose checkpoint is stamped");
+    if (given.ledgerListen) needs("CURFEW_LEDGER_LISTEN", "which it serves");
+    if (given.witnessPolicyFile) needs("CURFEW_WITNESS_POLICY_FILE", "whose checkpoint is cosigned");
+  }
   if (problems.length > 0) throw new ConfigError(problems);
 };
 

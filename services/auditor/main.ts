@@ -3,6 +3,7 @@ import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import { openEpochs } from "@curfew/event-log/epochs.ts";
 import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { runService } from "@curfew/rpc/process.ts";
+import { openLedgerBucket } from "./bucket-settings.ts";
 import { auditorSpec, checkLedger, environment } from "./config.ts";
 import { erasureSettings } from "./erasure-settings.ts";
 import { openAuditor } from "./service.ts";
@@ -29,6 +30,7 @@ await runService({
       people: { personal, settings: erasureSettings(config) },
       ...(ledgerOrigin && { origin: ledgerOrigin }),
       ...(ledgerDir && { ledgerDir }),
+      ...(config.ledgerBucketFile && { ledgerFiles: openLedgerBucket(config.ledgerBucketFile, parts.clock) }),
       ...(ledgerListen && { ledgerListen }),
       ...(minInsync !== undefined && { minInsync }),
       ...(reverifyPerSecond !== undefined && { reverifyPerSecond }),

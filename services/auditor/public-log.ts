@@ -23,7 +23,7 @@ export const openPublicLog = async (
   const { ledgerDir, ledgerListen, timestamping, store, clock, log } = parts;
   const { batches, latest, ledger } = of;
   const { seal } = ledger;
-  const files = ledgerDir === undefined ? undefined : openDirectory(ledgerDir, parts);
+  const files = parts.ledgerFiles ?? (ledgerDir === undefined ? undefined : openDirectory(ledgerDir, parts));
   const witnessed = await openWitnessing(parts);
   const stamped =
     files && timestamping

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { ListEventsRequestSchema } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
 import { TokenExpiredSchema } from "@curfew/contracts/gen/curfew/events/v1/tokens_pb.ts";
-import { topicNames } from "@curfew/event-log/event-types.ts";
+import { siemTopic, topicNames } from "@curfew/event-log/event-types.ts";
 import { openCheckpoint } from "@curfew/ledger/checkpoint.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
@@ -173,6 +173,17 @@ describe("auditor service", () => {
     await service.close();
     const second = await suite.send(topicNames.tokens, "issuer/b", [tokenEvent(2, 1)]);
     await vi.waitFor(async () => expect((await otherRpc.listEvents({ atLeast: second })).events.length).toBe(2), bound);
+  });
+
+  it("tells what is sealed on the topic for compliance tooling, from one replica, and goes on from another", async () => {
+    const other = await suite.start();
+    const told = () => suite.bus.ends(siemTopic);
+    await suite.send(topicNames.tokens, "issuer/a", [tokenEvent(1, 1), tokenEvent(2, 1)]);
+    await expect.poll(told, bound).toEqual([2]);
+    await service.close();
+    const atLeast = await suite.send(topicNames.tokens, "issuer/b", [tokenEvent(3, 1)]);
+    await (await suite.client(other)).listEvents({ atLeast });
+    await expect.poll(told, bound).toEqual([3]);
   });
 
   it("serves the ledger while it runs, and fails when its files are not as they were written", async () => {

@@ -5,6 +5,7 @@ import { type Lease, openLease, type Tenure } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { openProducerTrust } from "@curfew/event-log/producer-key.ts";
 import { evidenceSettings } from "@curfew/event-log/topics.ts";
+import type { LogFiles } from "@curfew/ledger/directory.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { HealthState } from "@curfew/rpc/health.ts";
 import {
@@ -49,15 +50,17 @@ export type AuditorServiceParts = ServiceParts & {
   readonly origin?: string;
   /** Directory that is kept a c2sp.org/tlog-tiles log of the ledger; absent: none. */
   readonly ledgerDir?: string;
+  /** Where they are kept in place of that directory. */
+  readonly ledgerFiles?: LogFiles;
   /** `min.insync.replicas` that every topic must have; absent: whatever it has. */
   readonly minInsync?: number;
   /** Records compared again with the ledger a second, at most; default: 1,000. */
   readonly reverifyPerSecond?: number;
-  /** Where that log is served over plain HTTP, read-only; absent: nowhere. Needs `ledgerDir`. */
+  /** Where that log is served over plain HTTP, read-only; absent: nowhere. Needs one of those. */
   readonly ledgerListen?: { readonly host: string; readonly port: number };
   /** The store of pseudonyms and people's keys, and how it is erased from; absent: there is none, and nobody to be erased. */
   readonly people?: PeopleParts;
-  /** Whose cosignatures the checkpoint of `ledgerDir` waits for; absent: nobody's. */
+  /** Whose cosignatures the checkpoint of those files waits for; absent: nobody's. */
   readonly witnessing?: Witnessing;
   /** Who is asked for timestamps over that checkpoint; absent: nobody. */
   readonly timestamping?: Timestamping;

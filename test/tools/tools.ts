@@ -17,7 +17,7 @@ import { freePort, openServerProcess, type ServerProcess } from "@curfew/deploy/
  */
 
 /** A folder here with a Go module. */
-type Module = "verify" | "litewitness";
+type Module = "verify" | "litewitness" | "versitygw";
 
 export interface Tree {
   /** Entries. */
@@ -39,7 +39,7 @@ export interface LogKey {
   readonly vkey: string;
 }
 
-const buildLimitMs = 280_000;
+const buildLimitMs = 590_000;
 const checkLimitMs = 30_000;
 const writeLimitMs = 60_000;
 

@@ -88,7 +88,7 @@ export const openSuite = async () => {
   };
   /** Of the bus, behind its back. */
   const tamper = (sql: string) => writer.run(sql);
-  return { store, start, client, send, tamper };
+  return { store, bus, start, client, send, tamper };
 };
 export type Suite = Awaited<ReturnType<typeof openSuite>>;
 export type Client = Awaited<ReturnType<Suite["client"]>>;
