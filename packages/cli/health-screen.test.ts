@@ -38,9 +38,13 @@ const broken = (count: number, moreFindings = false) => ({
 describe("the screen of audit watch", () => {
   it("has a line for each thing, and its findings under it", () => {
     const completeness = broken(2);
-    expect(
-      screenOf(health({ completeness, witnesses: { quorum: "missing", cosignedSize: 5n, cosignedAt: since } })),
-    ).toEqual([
+    const answers = [
+      { name: "w1", outcome: "cosigned", said: "cosigned", at: since },
+      { name: "w2", outcome: "unreachable", said: "w2.example:443: ECONNREFUSED", at: since },
+    ];
+    const witnesses = { quorum: "missing", cosignedSize: 5n, cosignedAt: since, answers };
+    const timestamps = { size: 4n, time: since, failing: "the answer is malformed", failingSince: since };
+    expect(screenOf(health({ completeness, witnesses, timestamps }))).toEqual([
       "ledger        9 entries",
       "integrity     holds    as of 2026-11-27T00:00:00.000Z, 7 entries looked at",
       "completeness  BROKEN   since 2026-11-27T00:00:00.000Z, 9 entries looked at",
@@ -49,6 +53,9 @@ describe("the screen of audit watch", () => {
       "drift         holds    as of 2026-11-27T00:00:00.000Z, 7 entries looked at",
       "lag           kept     0 records not sealed, 99 % of the newest within 55 ms (at most 2000 ms)",
       "witnesses     missing  checkpoint of 5 at 2026-11-27T00:00:00.000Z",
+      "    w2  unreachable  w2.example:443: ECONNREFUSED  2026-11-27T00:00:00.000Z",
+      "timestamps    FAILING  checkpoint of 4 at 2026-11-27T00:00:00.000Z",
+      "    since 2026-11-27T00:00:00.000Z: the answer is malformed",
       "compared      topics   2 times, last 2026-11-27T00:00:00.000Z, now curfew.uses.v1/3@1200 (500 entries)",
     ]);
   });
@@ -63,6 +70,7 @@ describe("the screen of audit watch", () => {
     expect(lines.filter((line) => line.includes("GAP_CAUSE")).length).toBe(5);
     expect(lines).toContain("lag           kept     the bus cannot be asked (at most 2000 ms)");
     expect(lines).toContain("witnesses     none");
+    expect(lines).toContain("timestamps    none");
   });
 
   it("says when one turns, and nothing while none does", () => {
@@ -75,6 +83,8 @@ describe("the screen of audit watch", () => {
       "completeness: holds -> BROKEN (GAP_CAUSE_HOLE  curfew.uses.v1/3@0  verifier/a/1  expected 4, seen nothing)",
       "lag: kept -> OVER",
     ]);
+    const stamped = (failing: string) => conditions(health({ timestamps: { failing } }));
+    expect([stamped("").get("timestamps"), stamped("no").get("timestamps")]).toEqual(["kept", "FAILING"]);
     expect(turnsOf(conditions(after), before)).toEqual(["completeness: BROKEN -> holds", "lag: OVER -> kept"]);
   });
 });

@@ -56,6 +56,15 @@ export const healthRow = (health: GetHealthResponse) => ({
       quorum: health.witnesses.quorum,
       cosignedSize: Number(health.witnesses.cosignedSize),
       cosignedAt: timeOf(health.witnesses.cosignedAt),
+      answers: health.witnesses.answers.map(({ name, outcome, said, at }) => ({ name, outcome, said, at: timeOf(at) })),
+    },
+  }),
+  ...(health.timestamps && {
+    timestamps: {
+      size: Number(health.timestamps.size),
+      time: timeOf(health.timestamps.time),
+      failing: health.timestamps.failing,
+      failingSince: timeOf(health.timestamps.failingSince),
     },
   }),
   compared: health.reverifications.map((each) => ({
@@ -81,6 +90,7 @@ export const conditions = (row: HealthRow): ReadonlyMap<string, string> =>
     ...verdictNames.map((name) => [name, row[name].state] as const),
     ["lag", lagKept(row) ? "kept" : "OVER"] as const,
     ...(row.witnesses ? [["witnesses", row.witnesses.quorum] as const] : []),
+    ...(row.timestamps ? [["timestamps", row.timestamps.failing ? "FAILING" : "kept"] as const] : []),
   ]);
 
 /** A line for each thing that is otherwise than before. */
@@ -117,19 +127,29 @@ const verdictLines = (name: string, verdict: HealthRow["drift"]): string[] => {
   ];
 };
 
+/** Who vouches for the ledger from outside: witnesses, each of which does not cosign under them, and timestamps. */
+const outsideLines = ({ witnesses, timestamps }: HealthRow): string[] => {
+  const cosigned = witnesses?.cosignedSize ? `checkpoint of ${witnesses.cosignedSize} at ${witnesses.cosignedAt}` : "";
+  const failing = (witnesses?.answers ?? []).filter(({ outcome }) => outcome !== "cosigned");
+  const stamped = timestamps?.size ? `checkpoint of ${timestamps.size} at ${timestamps.time}` : "";
+  return [
+    `witnesses     ${witnesses ? `${witnesses.quorum.padEnd(9)}${cosigned}` : "none"}`,
+    ...failing.map(({ name, outcome, said, at }) => `    ${name}  ${outcome}  ${said}  ${at}`),
+    `timestamps    ${timestamps ? `${(timestamps.failing ? "FAILING" : "kept").padEnd(9)}${stamped}` : "none"}`,
+    ...(timestamps?.failing ? [`    since ${timestamps.failingSince}: ${timestamps.failing}`] : []),
+  ];
+};
+
 /** One screen: a line for each thing, and its findings under it. */
 export const screenOf = (row: HealthRow): string[] => {
-  const { lag, witnesses, compared, size } = row;
+  const { lag, compared, size } = row;
   const unsealed = lag.unsealed === undefined ? "the bus cannot be asked" : `${lag.unsealed} records not sealed`;
   const delay = lag.mergeDelayMs === undefined ? "" : `, 99 % of the newest within ${lag.mergeDelayMs} ms`;
-  const cosigned = witnesses?.cosignedSize
-    ? `, checkpoint of ${witnesses.cosignedSize} at ${witnesses.cosignedAt}`
-    : "";
   return [
     `ledger        ${size} entries`,
     ...verdictNames.flatMap((name) => verdictLines(name, row[name])),
     `lag           ${(lagKept(row) ? "kept" : "OVER").padEnd(9)}${unsealed}${delay} (at most ${lag.objectiveMs} ms)`,
-    `witnesses     ${witnesses ? `${witnesses.quorum.padEnd(9)}${cosigned.replace(/^, /, "")}` : "none"}`,
+    ...outsideLines(row),
     ...compared.map(
       ({ what, passes, endedAt, at, compared: entries }) =>
         `compared      ${what.padEnd(9)}${passes} ${passes === 1 ? "time" : "times"}${endedAt && `, last ${endedAt}`}${at && `, now ${at} (${entries} entries)`}`,

@@ -12,6 +12,7 @@ import type { Follower } from "./follower.ts";
 import { listGaps } from "./gap-list.ts";
 import { openLag } from "./lag.ts";
 import type { PassRow } from "./passes.ts";
+import type { TimestampStatus } from "./timestamps.ts";
 import { type Verdict, verdicts } from "./verdicts.ts";
 import type { WitnessStatus } from "./witnesses.ts";
 
@@ -28,6 +29,8 @@ export interface HealthParts {
   readonly follower: Pick<Follower, "latest">;
   /** Absent: nobody is asked to cosign. */
   readonly witnesses?: () => Promise<WitnessStatus>;
+  /** Absent: nobody is asked for a timestamp. */
+  readonly timestamps?: () => Promise<TimestampStatus>;
   readonly clock: Clock;
   readonly log: Pick<Log, "error" | "info">;
 }
@@ -60,15 +63,22 @@ const reverification = (row: PassRow) => ({
   at: row.at,
 });
 
-const witnessHealth = ({ quorum, cosigned }: WitnessStatus) => ({
+const timestampHealth = ({ newest, failing }: TimestampStatus) => ({
+  size: BigInt(newest?.size ?? 0),
+  ...(newest && { time: timestampFromMs(newest.timeMs) }),
+  ...(failing && { failing: failing.said, failingSince: timestampFromMs(failing.sinceMs) }),
+});
+
+const witnessHealth = ({ quorum, cosigned, answers }: WitnessStatus) => ({
   quorum,
   cosignedSize: BigInt(cosigned?.size ?? 0),
   ...(cosigned && { cosignedAt: timestampFromMs(1_000 * cosigned.seconds) }),
+  answers: answers.map(({ name, outcome, said, atMs }) => ({ name, outcome, said, at: timestampFromMs(atMs) })),
 });
 
 /** How the evidence is, as every replica can tell: from the store that all share, and from the bus. */
 export const openEvidenceHealth = (parts: HealthParts) => {
-  const { drifts, commits, follower, witnesses, clock, log } = parts;
+  const { drifts, commits, follower, witnesses, timestamps, clock, log } = parts;
   const lag = openLag(parts);
   const alert = openAlerts(log);
 
@@ -93,11 +103,12 @@ export const openEvidenceHealth = (parts: HealthParts) => {
     /** Rejects with StoreUnavailable. */
     async read() {
       const { passes, found } = await look();
-      const witnessed = await witnesses?.();
+      const [witnessed, stamped] = await Promise.all([witnesses?.(), timestamps?.()]);
       return {
         ...found,
         lag: await lag.measure(),
         ...(witnessed && { witnesses: witnessHealth(witnessed) }),
+        ...(stamped && { timestamps: timestampHealth(stamped) }),
         reverifications: Object.values(passes).map(reverification),
         ledgerSize: BigInt(follower.latest()?.size ?? 0),
       };

@@ -52,7 +52,7 @@ export interface TimestampStatus {
   readonly failing?: { readonly said: string; readonly sinceMs: number };
 }
 
-const lookEveryMs = 60_000;
+const lookEveryMs = 10_000;
 /** After a no; twice as long after each further one, up to the most. */
 const firstBackoffMs = 60_000;
 const maxBackoffMs = 3_600_000;

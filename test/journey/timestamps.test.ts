@@ -128,10 +128,9 @@ describe("the daily timestamp", () => {
     expect(atMinute.slice(1).map((minute, i) => minute - (atMinute[i] as number))).toEqual([
       1, 2, 4, 8, 16, 32, 60, 60, 60, 60,
     ]);
-    expect((await timestamps.status()).failing).toEqual({
-      said: "the authority answers with HTTP status 503",
-      sinceMs: startMs + 60_000,
-    });
+    const { failing } = await timestamps.status();
+    expect(failing?.said).toBe("the authority answers with HTTP status 503");
+    expect(failing?.sinceMs).toBeLessThanOrEqual(startMs + 60_000);
     expect(said).toEqual(["no timestamp for the ledger: trying again, less and less often"]);
     server.up();
     await advance(hourMs);

@@ -1,24 +1,41 @@
+import { execFile } from "node:child_process";
 import { generateKeyPairSync } from "node:crypto";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { openSuite, type Suite } from "@curfew/deploy/embedded/suite.ts";
 import { readSuiteConfig } from "@curfew/deploy/embedded/suite-config.ts";
 import { cosignerKeyText, verifierKeyText } from "@curfew/ledger/note-key.ts";
 import { openByPolicy, parsePolicy } from "@curfew/ledger/policy.ts";
 import { openLog } from "@curfew/runtime/log.ts";
-import { afterAll, expect, it } from "vitest";
+import { afterAll, beforeAll, expect, it } from "vitest";
 import { type OwnWitness, openOwnWitness } from "../tools/own-witness.ts";
 import { policyOf } from "../tools/tools.ts";
+import { openTsa, serveTsa, type Tsa } from "../tools/tsa.ts";
 
-/** The suite of `npm start` with a witness in its curfew.yaml: from the first start, at which nobody knows the ledger's key, to a cosigned checkpoint. */
+/**
+ * The suite of `npm start` with a witness and a time-stamp authority in its curfew.yaml: from the first start, at which nobody knows the
+ * ledger's key, to a checkpoint that others have vouched for.
+ */
 
+const run = promisify(execFile);
+const main = fileURLToPath(new URL("../../packages/cli/main.ts", import.meta.url));
 const dir = mkdtempSync(join(tmpdir(), "curfew-witnessed-"));
 let suite: Suite | undefined;
 let witness: OwnWitness | undefined;
+let tsa: Tsa;
+let authority: Awaited<ReturnType<typeof serveTsa>>;
+beforeAll(async () => {
+  tsa = await openTsa();
+  authority = await serveTsa(tsa);
+});
 afterAll(async () => {
   await suite?.close();
   await witness?.stop();
+  authority.close();
+  tsa.close();
   rmSync(dir, { recursive: true, force: true });
 });
 
@@ -29,10 +46,23 @@ const start = (policy: string, allow: string) => {
   writeFileSync(join(dir, "policy"), policy);
   writeFileSync(
     join(dir, "curfew.yaml"),
-    `${sample}\nwitnesses: { policy_file: ${join(dir, "policy")}, allow: ["${allow}"] }\n`,
+    `${sample}
+witnesses: { policy_file: ${join(dir, "policy")}, allow: ["${allow}"] }
+timestamps: { url: "${authority.url}", ca_file: ${tsa.caFile}, allow: ["${authority.host}"] }
+`,
   );
   const config = readSuiteConfig(join(dir, "curfew.yaml"), () => undefined);
   return openSuite({ dataDir: join(dir, "data"), config, port: 0, reflection: false, log });
+};
+
+const health = async () => {
+  const args = [main, "audit", "health", "-o", "json", "--as", "person/dana", "--data", join(dir, "data")];
+  const out = await run(process.execPath, args).then(
+    ({ stdout }) => stdout,
+    // Its exit code is that of the verdicts, of which some are not known yet.
+    ({ stdout }: { stdout: string }) => stdout,
+  );
+  return JSON.parse(out) as Readonly<Record<"witnesses" | "timestamps", object>>;
 };
 
 it("says which key the policy must name, and then publishes what the witness has cosigned", {
@@ -61,4 +91,17 @@ it("says which key the policy must name, and then publishes what the witness has
   await expect
     .poll(published, { timeout: 60_000, interval: 100 })
     .toMatchObject({ isGrown: true, quorum: true, witnesses: [{ name: "w1" }] });
+  const patience = { timeout: 60_000, interval: 500 };
+  await expect.poll(health, patience).toMatchObject({
+    witnesses: { quorum: "held", cosignedSize: expect.any(Number), answers: [{ name: "w1", outcome: "cosigned" }] },
+    timestamps: { size: expect.any(Number), time: expect.stringMatching(/^\d{4}-/), failing: "" },
+  });
+
+  // The witness is lost; whatever is sealed then is not public, and that is said.
+  await witness.stop();
+  const identity = [main, "identity", "create", "workload/late", "--data", join(dir, "data")];
+  await run(process.execPath, identity);
+  await expect.poll(health, patience).toMatchObject({
+    witnesses: { quorum: "missing", answers: [{ name: "w1", outcome: "unreachable" }] },
+  });
 });
