@@ -18,8 +18,8 @@ import { openIdentities } from "./installation.ts";
  * creates the topics instead. Harmless to repeat: what is there stays.
  */
 const serverCertificateMs = 30 * 86_400_000;
-/** Who may hold peppers shares a keys directory; the others have their own. */
-const keyGroups = ["tokens", "auditor", "breach-notifier"] as const;
+/** Who may hold peppers shares a keys directory, as do those who work on the personal store; the others have their own. */
+const keyGroups = ["tokens", "auditor", "breach-notifier", "personal"] as const;
 
 /** Key and certificate of a server that is not ours in one PEM file, as Kafka and MongoDB want it. */
 export const prepareServer = async (
