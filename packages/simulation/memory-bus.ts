@@ -38,6 +38,8 @@ export interface MemoryBus extends Bus {
   seenBy(plan: BusPlan): Bus;
   /** What stands on the topic, all partitions, in offset order within each. */
   records(topic: string): readonly InRecord[];
+  /** Takes the last record off a partition, as who administers the broker can. */
+  cut(topic: string, partition: number): void;
 }
 
 export interface MemoryBusParts {
@@ -136,7 +138,8 @@ export const memoryBus = (parts: MemoryBusParts): MemoryBus => {
     };
   };
 
-  return { ...seenBy(() => undefined), seenBy, records: (topic) => partitionsOf(topic).flat() };
+  const cut = (topic: string, partition: number) => void partitionsOf(topic)[partition]?.pop();
+  return { ...seenBy(() => undefined), seenBy, cut, records: (topic) => partitionsOf(topic).flat() };
 };
 
 const stateOf = (partitions: readonly InRecord[][]): TopicState => {

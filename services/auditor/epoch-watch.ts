@@ -3,8 +3,8 @@ import {
   type ProducerEpochClosed,
   ProducerEpochClosedSchema,
 } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
-import type { Collection } from "@curfew/document-store/port.ts";
-import type { Bus } from "@curfew/event-log/bus.ts";
+import { type Collection, StoreUnavailable } from "@curfew/document-store/port.ts";
+import { type Bus, BusUnavailable } from "@curfew/event-log/bus.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import type { Outbox } from "@curfew/event-log/outbox.ts";
@@ -87,7 +87,7 @@ export const watchEpochs = async (parts: EpochWatchParts, signal: AbortSignal): 
       for (const row of rows) now.set(row._id, looked(watched.get(row._id), row));
       const last = rows.at(-1);
       if (!last || rows.length < pageRows) break;
-      from = `${last._id}\0`;
+      from = `${last._id} `;
     }
     watched = now;
   };
@@ -128,6 +128,7 @@ export const watchEpochs = async (parts: EpochWatchParts, signal: AbortSignal): 
       const quiet = [...watched.values()].filter((each) => each.quiet >= quietLooks).map(({ row }) => row);
       for (const [topic, rows] of Map.groupBy(quiet, (row) => row.topic)) await close(topic, rows);
     } catch (err) {
+      if (!(err instanceof StoreUnavailable || err instanceof BusUnavailable)) throw err;
       log.warn({ err }, "the producers' epochs are looked at again");
     }
     await clock.sleep(lookEveryMs, signal);

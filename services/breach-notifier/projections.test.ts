@@ -1,7 +1,11 @@
 import { create, type Message } from "@bufbuild/protobuf";
 import { durationFromMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { CaseOpenedSchema, SignalJoinedSchema } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
-import { EvidenceGapFoundSchema } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
+import {
+  DriftCause,
+  EvidenceDriftFoundSchema,
+  EvidenceGapFoundSchema,
+} from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import {
   LeakReportedSchema,
   RevocationAcknowledgedSchema,
@@ -154,6 +158,23 @@ describe("signals", () => {
     expect(cases(history)).toEqual(new Set([`case/${tokenId}/1`]));
     expect(cases([gap("verifier/a/1", 0), gap("verifier/a/1", 1)]).size).toBe(1);
     expect(cases([gap("", 0), gap("", 1), gap("", 1)]).size).toBe(2);
+  });
+
+  it("of drift are one case for each topic, and one for the ledger's files; where records are not what they were, numbers may be too low", () => {
+    const drift = (cause: DriftCause, topic: string, setting = "") =>
+      eventOf(create(EvidenceDriftFoundSchema, { cause, topic, setting }), 1);
+    const knowledge = knowing([
+      drift(DriftCause.SETTING, "curfew.uses.v1", "retention.ms"),
+      drift(DriftCause.SHRUNK, "curfew.uses.v1"),
+      drift(DriftCause.RECORD_CHANGED, "curfew.tokens.v1"),
+      drift(DriftCause.LEDGER_FILE, "", "checkpoint"),
+    ]);
+    const byCase = Map.groupBy(knowledge.signals, ({ caseId }) => caseId);
+    expect([...byCase.values()].map((signals) => signals.length)).toEqual([2, 1, 1]);
+    expect([...knowledge.evidenceGaps]).toEqual([
+      { topic: "curfew.uses.v1", cause: "shrunk" },
+      { topic: "curfew.tokens.v1", cause: "record changed" },
+    ]);
   });
 
   it("keep the time to the millisecond and the place", () => {

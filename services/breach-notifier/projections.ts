@@ -2,7 +2,13 @@ import { create } from "@bufbuild/protobuf";
 import { durationMs, type Timestamp, timestampMs } from "@bufbuild/protobuf/wkt";
 import { SignalSchema } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
 import type { Grant } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
-import { type EvidenceGapFound, GapCauseSchema } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
+import {
+  DriftCause,
+  DriftCauseSchema,
+  type EvidenceDriftFound,
+  type EvidenceGapFound,
+  GapCauseSchema,
+} from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import {
   type LeakReported,
   type RevocationAcknowledged,
@@ -75,6 +81,9 @@ interface Token {
   readonly leaks: Map<string, LeakFact>;
 }
 
+/** Of these no record is missing or other than it was. */
+const keepsRecords = new Set<DriftCause>([DriftCause.SETTING, DriftCause.LEDGER_FILE]);
+
 const msOf = (at: Timestamp | undefined): number => (at ? timestampMs(at) : 0);
 const never = Number.MAX_SAFE_INTEGER;
 
@@ -106,6 +115,7 @@ export class Knowledge {
       this.#offset(clockOffset ? durationMs(clockOffset) : 0),
     "curfew.events.v1.UseReportingGap": (message: UseReportingGap) => this.#reportingGap(message),
     "curfew.events.v1.EvidenceGapFound": (message: EvidenceGapFound, event) => this.#evidenceGap(message, event),
+    "curfew.events.v1.EvidenceDriftFound": (message: EvidenceDriftFound, event) => this.#evidenceDrift(message, event),
   };
 
   token(tokenId: string): TokenFacts | undefined {
@@ -228,11 +238,19 @@ export class Knowledge {
 
   #evidenceGap({ producer, cause, position }: EvidenceGapFound, event: ReadEvent): void {
     const topic = position?.topic ?? "";
-    if (this.#evidenceGaps.size < maxEvidenceGaps) {
-      const causeName = GapCauseSchema.value[cause]?.localName.toLowerCase().replaceAll("_", " ") ?? "unknown cause";
-      this.#evidenceGaps.set(event.id, { topic, cause: causeName });
-    }
+    this.#missing(event, topic, GapCauseSchema.value[cause]?.localName);
     this.#signal(event, "", producer, `${topic}/${position?.partition ?? 0}`);
+  }
+
+  /** One case for each topic, and one for the ledger's files. */
+  #evidenceDrift({ topic, cause }: EvidenceDriftFound, event: ReadEvent): void {
+    if (!keepsRecords.has(cause)) this.#missing(event, topic, DriftCauseSchema.value[cause]?.localName);
+    this.#signal(event, "", "", `drift ${topic}`);
+  }
+
+  #missing(event: ReadEvent, topic: string, cause: string | undefined): void {
+    if (this.#evidenceGaps.size >= maxEvidenceGaps) return;
+    this.#evidenceGaps.set(event.id, { topic, cause: cause?.toLowerCase().replaceAll("_", " ") ?? "unknown cause" });
   }
 
   #signal(event: ReadEvent, tokenId: string, producer: string, place = ""): void {

@@ -5,7 +5,7 @@ import { UseDecidedSchema } from "@curfew/contracts/gen/curfew/events/v1/uses_pb
 import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
 import type { Bus, OutRecord } from "@curfew/event-log/bus.ts";
 import { encodeEvent } from "@curfew/event-log/envelope.ts";
-import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { type EpochRow, openEpochs } from "@curfew/event-log/epochs.ts";
 import { topicNames, topicWriters } from "@curfew/event-log/event-types.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { openIdentities } from "@curfew/event-log/testing/producer-identity.ts";
@@ -115,7 +115,7 @@ export const sendOn = async (
 
 /** All of it in memory. */
 export const openWorld = async () => {
-  const epochs = await memoryStore().collection<EpochRow>("epochs");
+  const epochs = await openEpochs(memoryStore());
   return {
     epochs,
     store: memoryStore(),

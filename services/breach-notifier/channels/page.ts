@@ -77,7 +77,7 @@ export const textOf = (page: PageContent): string => {
     subjectOf(page).replace("[Curfew] ", ""),
     "",
     `Case: ${caseId}`,
-    tokenId ? `Token: ${tokenId}` : "About: missing evidence of a producer",
+    tokenId ? `Token: ${tokenId}` : "About: evidence that is missing, or not kept as it must be",
     "Severity: not yet assessed",
     ...timeLines(page),
     `People so far: ${numbers ? range(numbers.people) : "not counted yet"}`,
