@@ -1,5 +1,6 @@
 import { buildApplication, buildRouteMap, text_en } from "@stricli/core";
 import { audit } from "./commands/audit.ts";
+import { auditor } from "./commands/auditor.ts";
 import { ack, caseRoutes } from "./commands/case.ts";
 import { identity } from "./commands/identity.ts";
 import { policy } from "./commands/policy.ts";
@@ -30,6 +31,7 @@ const routes = buildRouteMap({
     ack,
     audit,
     subject,
+    auditor,
     verify,
     restore,
     witness,

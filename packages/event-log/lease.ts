@@ -62,6 +62,15 @@ const prunedAtOnce = 4;
 const rowId = (name: string, fence: number) => `${name}#${String(fence).padStart(12, "0")}`;
 const fenceOf = (row: LeaseRow) => Number(row._id.slice(row._id.lastIndexOf("#") + 1));
 
+/** Whether somebody holds `name`: it was given back, or is not renewed for a whole TTL, where nobody does. Takes so long, unless it was. */
+export const isLeaseHeld = async (rows: Collection<LeaseRow>, name: string, clock: Clock): Promise<boolean> => {
+  const top = async () => (await rows.findLatest({ from: `${name}#`, below: `${name}$`, order: -1, limit: 1 }))[0];
+  const seen = await top();
+  if (!seen || seen.released) return false;
+  await clock.sleep(leaseTtlMs);
+  return (await top())?._id !== seen._id;
+};
+
 /** Contends for `name` and runs `work` whenever it is held. A `work` that throws gives the lease back and is tried again. */
 export const openLease = (parts: LeaseParts): Lease => new ContendedLease(parts);
 

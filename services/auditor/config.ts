@@ -1,4 +1,4 @@
-import { address, ConfigError, integer, optional, path, string } from "@curfew/runtime/config.ts";
+import { address, ConfigError, integer, oneOf, optional, path, string } from "@curfew/runtime/config.ts";
 import { ledgerBucketFile } from "./bucket-settings.ts";
 import { backupDays, epochDays } from "./erasure-settings.ts";
 import { tsaAllow, tsaCaFile, tsaUrl } from "./timestamp-settings.ts";
@@ -17,6 +17,13 @@ export const auditorSpec = {
       about: "records read again and compared with the ledger a second, at most; default: 1,000",
       min: 1,
       max: 1_000_000,
+    }),
+  ),
+  rebuild: optional(
+    oneOf({
+      about:
+        "make the read models anew before serving, with every other auditor stopped; set it once. store: from the staged batches; files: where the store is gone, from ledgerDir, after which what was sealed past the published checkpoint is sealed again",
+      values: ["store", "files"],
     }),
   ),
   minInsync: optional(
@@ -73,6 +80,7 @@ export const checkLedger = (given: {
   readonly witnessPolicyFile?: unknown;
   readonly tsaUrl?: unknown;
   readonly tsaCaFile?: unknown;
+  readonly rebuild?: unknown;
 }): void => {
   const problems: string[] = [];
   if (given.ledgerDir && given.ledgerBucketFile)
@@ -84,6 +92,7 @@ export const checkLedger = (given: {
     if (given.tsaUrl) needs("CURFEW_TSA_URL", "whose checkpoint is stamped");
     if (given.ledgerListen) needs("CURFEW_LEDGER_LISTEN", "which it serves");
     if (given.witnessPolicyFile) needs("CURFEW_WITNESS_POLICY_FILE", "whose checkpoint is cosigned");
+    if (given.rebuild === "files") needs("CURFEW_REBUILD=files", "from which it builds");
   }
   if (problems.length > 0) throw new ConfigError(problems);
 };

@@ -97,12 +97,8 @@ const grow = (before: Frontier, leaves: readonly Uint8Array[]) => {
   return { frontier, nodes };
 };
 
-/** Makes the next batch. `records` in the order in which they are sealed, per partition without one that is sealed already. */
-export const makeBatch = (before: LedgerHead, records: readonly LogRecord[], sealedAtMs: number, seal: Seal): Batch => {
-  if (records.length === 0 || records.length > maxBatchRecords)
-    throw new RangeError(`a batch has 1 to ${maxBatchRecords} records`);
-  const encoded = records.map((record) => encodeLeaf(record, sealedAtMs));
-  const leaves = encoded.map(({ leaf }) => leaf);
+/** The batch that adds `leaves`; `records`: what they are. */
+const batchOf = (before: LedgerHead, leaves: Uint8Array[], records: readonly SealedRecord[], seal: Seal): Batch => {
   const { frontier, nodes } = grow(before.frontier, leaves);
   const positions = advance(before.positions, records);
   const number = before.batch + 1;
@@ -117,8 +113,25 @@ export const makeBatch = (before: LedgerHead, records: readonly LogRecord[], sea
     positions,
     leaves,
   };
-  const head = { batch: number, size: frontier.size, frontier, positions };
-  return { doc, number, records: encoded.map(({ sealed }) => sealed), nodes, head };
+  return { doc, number, records, nodes, head: { batch: number, size: frontier.size, frontier, positions } };
+};
+
+/** Makes a batch of leaves that were sealed before: their bytes stay. Throws LedgerBroken where one is none. */
+export const sealedBatch = (before: LedgerHead, leaves: Uint8Array[], seal: Seal): Batch =>
+  batchOf(before, leaves, readLeaves({ _id: batchId(before.batch + 1), leaves }), seal);
+
+/** Makes the next batch. `records` in the order in which they are sealed, per partition without one that is sealed already. */
+export const makeBatch = (before: LedgerHead, records: readonly LogRecord[], sealedAtMs: number, seal: Seal): Batch => {
+  if (records.length === 0 || records.length > maxBatchRecords)
+    throw new RangeError(`a batch has 1 to ${maxBatchRecords} records`);
+  const encoded = records.map((record) => encodeLeaf(record, sealedAtMs));
+  const sealed = encoded.map((each) => each.sealed);
+  return batchOf(
+    before,
+    encoded.map(({ leaf }) => leaf),
+    sealed,
+    seal,
+  );
 };
 
 const samePositions = (a: readonly NextOffset[], b: readonly NextOffset[]) =>
@@ -150,7 +163,7 @@ export const replayBatch = (before: LedgerHead, doc: BatchDoc, seal: Seal): Batc
   return { doc, number, records, nodes, head: { batch: number, size: doc.size, frontier, positions } };
 };
 
-const readLeaves = (doc: BatchDoc): SealedRecord[] => {
+const readLeaves = (doc: Pick<BatchDoc, "_id" | "leaves">): SealedRecord[] => {
   try {
     return doc.leaves.map(decodeLeaf);
   } catch (error) {

@@ -1,11 +1,13 @@
 import { join } from "node:path";
 import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import { openEpochs } from "@curfew/event-log/epochs.ts";
+import { openDirectory } from "@curfew/ledger/directory.ts";
 import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { runService } from "@curfew/rpc/process.ts";
 import { openLedgerBucket } from "./bucket-settings.ts";
 import { auditorSpec, checkLedger, environment } from "./config.ts";
 import { erasureSettings } from "./erasure-settings.ts";
+import { rebuildOnce } from "./rebuild/rebuild-once.ts";
 import { openAuditor } from "./service.ts";
 
 await runService({
@@ -24,13 +26,19 @@ await runService({
     const store = await openMongoStore({ url: mongoUrl, database: config.personalDatabase, ...tls });
     const keysDir = config.personalKeysDir ?? config.keysDir;
     const personal = await openPersonalStore({ ...parts, store, keysDir });
+    const epochs = await openEpochs(producers);
+    const bucket = config.ledgerBucketFile && { ledgerFiles: openLedgerBucket(config.ledgerBucketFile, parts.clock) };
+    if (config.rebuild) {
+      const files = bucket?.ledgerFiles ?? (ledgerDir ? openDirectory(ledgerDir, parts) : undefined);
+      await rebuildOnce(parts, { epochs, origin: ledgerOrigin, files: config.rebuild === "files" ? files : undefined });
+    }
     const service = await openAuditor({
       ...parts,
-      epochs: await openEpochs(producers),
+      epochs,
       people: { personal, settings: erasureSettings(config) },
       ...(ledgerOrigin && { origin: ledgerOrigin }),
       ...(ledgerDir && { ledgerDir }),
-      ...(config.ledgerBucketFile && { ledgerFiles: openLedgerBucket(config.ledgerBucketFile, parts.clock) }),
+      ...bucket,
       ...(ledgerListen && { ledgerListen }),
       ...(minInsync !== undefined && { minInsync }),
       ...(reverifyPerSecond !== undefined && { reverifyPerSecond }),

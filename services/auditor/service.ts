@@ -30,6 +30,8 @@ import { openPeople, type PeopleParts } from "./people.ts";
 import { openProjection, openReadModels } from "./projections.ts";
 import { openPublicLog } from "./public-log.ts";
 import { openGapReporter } from "./reactions.ts";
+import { assertNoRebuild } from "./rebuild/rebuild.ts";
+import { sealLease } from "./rebuild/rebuild-once.ts";
 import { defaultPerSecond, reverification } from "./reverification.ts";
 import { sealUntil } from "./sealer.ts";
 import { publishSiem } from "./siem/publisher.ts";
@@ -150,6 +152,7 @@ const sealing =
 /** All that is not served: the ledger, what is derived from it, and what is recorded about it. Throws ConfigError for witnesses of another ledger. */
 const openCore = async (parts: AuditorServiceParts) => {
   const { store, bus, clock, log } = parts;
+  await assertNoRebuild(store);
   const origin = parts.origin ?? `${parts.trustDomain}/ledger`;
   const key = parts.keyring.signingKey(origin);
   const { seal, verifierKey } = sealOf(origin, key);
@@ -214,7 +217,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
   const erasing = openLease({ ...contender, name: "people-auditor", work: people.work });
   lease = openLease({
     ...contender,
-    name: "seal-auditor",
+    name: sealLease,
     work: sealing(outbox.compared, broken, (tenure) => [
       (signal) => sealUntil({ ledger, bus, topics, clock, log }, { ...tenure, signal }),
       ...reverification({ ...core, files: tiles.files, bus, perSecond, clock, log }),
