@@ -1,6 +1,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { DescService } from "@bufbuild/protobuf";
 import { AuditorService } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
 import { openSqliteWriter } from "@curfew/document-store/sqlite-writer.ts";
@@ -51,7 +52,9 @@ export const openSuite = async () => {
       bus,
       epochs,
       keyring,
-      organisation: parseOrganisation("people: [{ name: paula, roles: [auditor] }, { name: sam, roles: [security] }]"),
+      organisation: parseOrganisation(
+        "people: [{ name: paula, roles: [auditor] }, { name: sam, roles: [security] }, { name: dora, roles: [dpo] }]",
+      ),
       clock,
       random: systemRandom,
       log: quiet,
@@ -68,8 +71,8 @@ export const openSuite = async () => {
     await service.ready;
     return service;
   };
-  const client = async ({ port }: RunningService, person = "paula") => {
-    const opened = openClient(AuditorService, {
+  const clientOf = async <S extends DescService>(desc: S, { port }: RunningService, person: string) => {
+    const opened = openClient(desc, {
       address: `localhost:${port}`,
       identity: await identityOf(`/person/${person}`),
       caPem: authority.certPem,
@@ -80,6 +83,7 @@ export const openSuite = async () => {
     undo.push(() => opened.close());
     return opened.rpc;
   };
+  const client = (service: RunningService, person = "paula") => clientOf(AuditorService, service, person);
   const send = async (topic: string, name: string, records: readonly OutRecord[]) => {
     const producer = await bus.openProducer({ topic, name });
     const offsets = await producer.send(records);
@@ -88,7 +92,7 @@ export const openSuite = async () => {
   };
   /** Of the bus, behind its back. */
   const tamper = (sql: string) => writer.run(sql);
-  return { store, bus, start, client, send, tamper };
+  return { dir, store, bus, start, client, clientOf, send, tamper };
 };
 export type Suite = Awaited<ReturnType<typeof openSuite>>;
 export type Client = Awaited<ReturnType<Suite["client"]>>;
