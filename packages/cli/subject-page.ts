@@ -33,8 +33,8 @@ p { margin: .25rem 0 .75rem } .soft { color: var(--soft) }
 ul { margin: 0; padding-left: 1.25rem }
 table { width: 100%; border-collapse: collapse }
 th { padding: .4rem .6rem; text-align: left; font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line) }
-td { padding: .4rem .6rem; vertical-align: top; border-bottom: 1px solid var(--line); overflow-wrap: anywhere }
-td:first-child { white-space: nowrap }
+td { padding: .4rem .6rem; vertical-align: top; border-bottom: 1px solid var(--line) }
+td:first-child { white-space: nowrap } td:last-child { overflow-wrap: anywhere }
 .mono { font-family: ui-monospace, monospace; font-size: .9em }
 .card { padding: .75rem 1.25rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--band) }
 @media print { body { max-width: none; padding: 0 } }

@@ -20,6 +20,8 @@ import { erasureLines, holdOf, iso } from "../subject-text.ts";
 
 /** Rows on the page for people; the JSON has all. */
 const maxRows = 2_000;
+/** Of an event on the page. */
+const maxText = 600;
 /** Of tokens that cases are looked up for. */
 const maxTokens = 1_000;
 
@@ -43,12 +45,13 @@ const eventOf = (event: ExportedEvent) => ({
 });
 
 const untold = new Set(["use_id", "decided_at", "completed_at", "token_id", "people", "source", "pseudonym"]);
-const textOf = (event: unknown): string =>
-  Object.entries((event ?? {}) as Record<string, unknown>)
-    .filter(([name]) => !untold.has(name))
-    .map(([name, value]) => `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`)
-    .join(" · ")
-    .slice(0, 600);
+/** "scope: invoices:read · resource: invoices/7": the leaves of an event by their names. */
+const leavesOf = (value: unknown, name: string): string[] => {
+  if (typeof value !== "object" || value === null) return [`${name}: ${String(value)}`];
+  if (Array.isArray(value)) return [`${name}: ${value.map(String).join(", ")}`];
+  return Object.entries(value).flatMap(([inner, each]) => (untold.has(inner) ? [] : leavesOf(each, inner)));
+};
+const textOf = (event: unknown): string => (event ? leavesOf(event, "").join(" · ").slice(0, maxText) : "");
 
 const collect = (into: Collected, page: ExportDataSubjectResponse): string[] =>
   page.events.map((event) => {
