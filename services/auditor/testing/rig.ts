@@ -1,4 +1,4 @@
-import { generateKeyPairSync, hash } from "node:crypto";
+import { createPrivateKey, createPublicKey, hash } from "node:crypto";
 import { create, type Message } from "@bufbuild/protobuf";
 import { TokenExpiredSchema } from "@curfew/contracts/gen/curfew/events/v1/tokens_pb.ts";
 import { UseDecidedSchema } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
@@ -41,11 +41,13 @@ export const quiet = openLog({ service: "test", level: "error", write: () => und
 /** Of every service. */
 export const identities = await openIdentities(systemClock, Object.values(topicWriters));
 export const origin = "test.example/ledger";
-const pair = generateKeyPairSync("ed25519");
-export const signingKey = { privateKey: pair.privateKey, publicKey: pair.publicKey };
+/** The same in every process of a test. */
+const seed = Buffer.from(`302e020100300506032b657004220420${"07".repeat(32)}`, "hex");
+const privateKey = createPrivateKey({ key: seed, format: "der", type: "pkcs8" });
+export const signingKey = { privateKey, publicKey: createPublicKey(privateKey) };
 export const { seal, verifierKey } = sealOf(origin, signingKey);
 /** Signs whatever it is given as the ledger. */
-export const signer = noteSigner(origin, pair.privateKey);
+export const signer = noteSigner(origin, privateKey);
 export const bound = { timeout: 20_000, interval: 10 };
 
 export const tokenId = (n: number) => `tok_00000000-0000-8000-8000-${String(n).padStart(12, "0")}`;
