@@ -14,6 +14,8 @@ export interface LogSource {
   readonly read: ReadLogFile;
   /** Files that it pays to ask for before their turn. */
   readonly ahead: number;
+  /** Takes back bytes that `read` gave. */
+  readonly release: (bytes: Uint8Array) => void;
   close(): void;
 }
 
@@ -27,16 +29,38 @@ const isAbsent = (error: unknown) => codeOf(error) === "ENOENT" || codeOf(error)
 const readAsync = promisify(readWithCallback);
 /** Smaller files are read at once: to wait for another thread takes longer. */
 const smallBytes = 1_048_576;
+const mostBuffers = 4;
 // Not to wait for the other end of a FIFO, should it be one.
 const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
 
-const readPlain = async (file: string, mostBytes: number): Promise<Uint8Array> => {
+/** Memory that large files are read into again and again: what is merely dropped may stay for long, in a ledger of many GB. */
+const openBuffers = () => {
+  const free: Buffer<ArrayBuffer>[] = [];
+  return {
+    take(bytes: number): Buffer<ArrayBuffer> {
+      if (bytes <= smallBytes) return Buffer.allocUnsafe(bytes);
+      const at = free.findIndex((each) => each.buffer.byteLength >= bytes);
+      const [found] = at < 0 ? [] : free.splice(at, 1);
+      // With room for a somewhat longer one.
+      const buffer = found?.buffer ?? Buffer.allocUnsafeSlow(Math.ceil(bytes / smallBytes) * smallBytes).buffer;
+      return Buffer.from(buffer, 0, bytes);
+    },
+    give(bytes: Uint8Array): void {
+      if (bytes.length <= smallBytes) return;
+      free.push(Buffer.from(bytes.buffer as ArrayBuffer));
+      if (free.length > mostBuffers) free.shift();
+    },
+  };
+};
+type Buffers = ReturnType<typeof openBuffers>;
+
+const readPlain = async (file: string, mostBytes: number, buffers: Buffers): Promise<Uint8Array> => {
   const fd = openSync(file, flags);
   try {
     const stat = fstatSync(fd);
     if (!stat.isFile()) throw new NoteError("it is no plain file");
     if (stat.size > mostBytes) throw longer(mostBytes);
-    const bytes = Buffer.allocUnsafeSlow(stat.size);
+    const bytes = buffers.take(stat.size);
     let end = 0;
     while (end < bytes.length) {
       const rest = [bytes, end, bytes.length - end, null] as const;
@@ -53,6 +77,7 @@ const readPlain = async (file: string, mostBytes: number): Promise<Uint8Array> =
 /** A log in a directory of this machine. No link in it is followed: it may lead anywhere. */
 export const openLogDirectory = async (dir: string): Promise<LogSource> => {
   const root = await realpath(dir);
+  const buffers = openBuffers();
   const plainFolders = new Set<string>();
   const assertPlainFolder = async (folder: string) => {
     if (plainFolders.has(folder)) return;
@@ -61,12 +86,13 @@ export const openLogDirectory = async (dir: string): Promise<LogSource> => {
   };
   return {
     ahead: 2,
+    release: buffers.give,
     close: () => undefined,
     async read(path, mostBytes) {
       const file = join(root, path);
       try {
         await assertPlainFolder(dirname(file));
-        return await readPlain(file, mostBytes);
+        return await readPlain(file, mostBytes, buffers);
       } catch (error) {
         if (isAbsent(error)) return undefined;
         if (codeOf(error) === "ELOOP") throw new NoteError("it is a link");
@@ -144,6 +170,7 @@ export const openLogUrl = (text: string, limits: HttpLimits = httpLimits): LogSo
   const agent = new Agent({ keepAlive: true, maxSockets: connections });
   return {
     ahead: connections,
+    release: () => undefined,
     close: () => agent.destroy(),
     async read(path, mostBytes) {
       const url = new URL(path, base);

@@ -1,8 +1,9 @@
+import type { ProducerTrust } from "@curfew/event-log/producer-key.ts";
 import type { OpenedCheckpoint } from "@curfew/ledger/checkpoint.ts";
 import type { Policy } from "@curfew/ledger/policy.ts";
 import { LogBroken, NotALog, readCheckpoint, verifyLog } from "@curfew/ledger/verify-log.ts";
 import { CommandFailed, exitCode } from "./exit.ts";
-import { type Completeness, openCompleteness } from "./log-completeness.ts";
+import { type Completeness, openCompleteness, readProducerTrust } from "./log-completeness.ts";
 import { type Format, openBar, printOne, say } from "./output.ts";
 import type { LogSource } from "./read-log.ts";
 import { isRemembered, readRemembered, remember } from "./remembered.ts";
@@ -13,6 +14,7 @@ export interface VerifyFlags {
   readonly policy?: string;
   readonly remember?: string;
   readonly older?: readonly string[];
+  readonly ca?: string;
 }
 
 type Integrity = { readonly holds: boolean; readonly file?: string; readonly why: string };
@@ -37,13 +39,19 @@ const ofSameLog = (log: Log, seen: readonly OpenedCheckpoint[]) => {
       );
 };
 
-const judge = async (source: LogSource, log: Log, seen: readonly OpenedCheckpoint[]) => {
+const judge = async (
+  source: LogSource,
+  log: Log,
+  seen: readonly OpenedCheckpoint[],
+  trust: ProducerTrust | undefined,
+) => {
   const bar = openBar("entries");
-  const completeness = openCompleteness();
+  const completeness = openCompleteness(trust);
   try {
     await verifyLog({
       read: source.read,
       ahead: source.ahead,
+      release: source.release,
       tree: log.opened,
       remembered: seen,
       progress: bar.show,
@@ -69,6 +77,7 @@ const print = (format: Format, log: Log | undefined, integrity: Integrity, compl
     ...(cosigned.length > 0 && { cosigned: cosigned.map(({ name }) => name) }),
     integrity: textOf(integrity),
     ...(completeness && { completeness: `${completeness.verdict}: ${completeness.why}` }),
+    ...(completeness && completeness.notProved.length > 0 && { "not proved": completeness.notProved.join("; ") }),
   });
   for (const gap of completeness?.gaps ?? []) say(gap);
 };
@@ -85,6 +94,7 @@ const opened = async (source: LogSource, policy: Policy): Promise<Log | Integrit
 /** Verifies a whole log, prints both verdicts, and throws CommandFailed with the exit code of what does not hold. */
 export const verifyLedger = async (source: LogSource, policy: Policy, flags: VerifyFlags): Promise<void> => {
   const seen = await seenBefore(policy, flags);
+  const trust = flags.ca === undefined ? undefined : await readProducerTrust(flags.ca);
   const log = await opened(source, policy);
   const fail = (integrity: Integrity) => {
     print(flags.output, "opened" in log ? log : undefined, integrity, undefined);
@@ -92,7 +102,7 @@ export const verifyLedger = async (source: LogSource, policy: Policy, flags: Ver
   };
   if (!("opened" in log)) return fail(log);
   ofSameLog(log, seen);
-  const completeness = await judge(source, log, seen).catch((error: unknown) => fail(broken(error)));
+  const completeness = await judge(source, log, seen, trust).catch((error: unknown) => fail(broken(error)));
   const past =
     seen.length > 0 ? `; it contains ${seen.map(({ size }) => `the tree of ${size}`).join(", ")} seen before` : "";
   const why = `all ${log.opened.size} entries and all hashes above them are those that were signed${past}`;

@@ -164,11 +164,13 @@ export type VerifyLogParts = {
   readonly tree: RememberedTree;
   /** What it must contain, and whose partial tiles must stand where no full one replaced them. */
   readonly remembered?: readonly RememberedTree[];
-  /** Told of every entry, in order, before the tree is known to be sound; entries share the memory of their bundle. */
+  /** Told of every entry, in order, before the tree is known to be sound. They share the memory of their bundle, and last until it resolves. */
   readonly onEntries?: (first: number, entries: readonly Uint8Array[]) => void | Promise<void>;
   readonly progress?: (done: number, size: number) => void;
   /** Files read before their turn; a bundle has up to 16 MB. */
   readonly ahead?: number;
+  /** Told of bytes that `read` gave and that are no longer used: their memory can be written over. */
+  readonly release?: (bytes: Uint8Array) => void;
 };
 
 const defaultAhead = 4;
@@ -204,12 +206,13 @@ class Verification {
   }
 
   async run(): Promise<void> {
-    const { tree, read, progress, ahead = defaultAhead } = this.#parts;
+    const { tree, read, progress, release, ahead = defaultAhead } = this.#parts;
     for await (const { address, content } of readAhead(tilesBottomUp(tree.size), read, ahead)) {
       const { level, index, width } = address;
       if (level === "entries") await this.#entries(width, content);
       else await this.#tile(level, index, width, content);
       if (level === 0) progress?.(this.#growth.size, tree.size);
+      release?.(content.bytes);
     }
     if (!sameHash(this.#growth.root(), tree.root))
       throw new LogBroken(CHECKPOINT_PATH, `its root is not that of the ${tree.size} entries and tiles that are there`);

@@ -90,6 +90,13 @@ export const verify = buildCommand({
         variadic: true,
         placeholder: "FILE",
       },
+      ca: {
+        kind: "parsed",
+        parse: String,
+        brief: "certificate authority (PEM) of the suite that keeps the log: whose records are signed by whom",
+        optional: true,
+        placeholder: "FILE",
+      },
     },
     aliases: outputAlias,
     positional: {
