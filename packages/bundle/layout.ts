@@ -4,6 +4,7 @@ export const file = {
   script: "verify.py",
   key: "log.vkey",
   policy: "policy",
+  authority: "authority.pem",
   checkpoint: "checkpoint",
   firstCheckpoint: "checkpoints/first",
   consistency: "checkpoints/consistency",
@@ -23,7 +24,7 @@ export const draftName = (index: number) => `drafts/${padded(index)}.json`;
 const indexDigits = 16;
 const padded = (index: number) => String(index).padStart(indexDigits, "0");
 
-const before: readonly string[] = [file.readMe, file.script, file.key, file.policy, file.checkpoint];
+const before: readonly string[] = [file.readMe, file.script, file.key, file.policy, file.authority, file.checkpoint];
 const after: readonly string[] = [
   file.firstCheckpoint,
   file.consistency,

@@ -28,6 +28,8 @@ export interface ManifestFile {
 export interface Manifest {
   readonly format: typeof domain;
   readonly origin: string;
+  /** Whose services may be producers: the domain of their SPIFFE IDs. */
+  readonly trustDomain: string;
   /** When it was made, by the auditor's clock: RFC 3339, UTC. */
   readonly madeAt: string;
   readonly selection: Selection;
@@ -59,7 +61,14 @@ const isFile = (value: unknown): value is ManifestFile =>
   isObject(value) && isText(value.name) && isCount(value.bytes) && isText(value.sha256);
 
 const isManifest = (value: unknown): value is Manifest => {
-  if (!isObject(value) || value.format !== domain || !isText(value.origin) || !isText(value.madeAt)) return false;
+  if (
+    !isObject(value) ||
+    value.format !== domain ||
+    !isText(value.origin) ||
+    !isText(value.madeAt) ||
+    !isText(value.trustDomain)
+  )
+    return false;
   const { selection, range, size, entries, files } = value;
   if (!isObject(selection) || !isObject(range) || !isCount(size) || !isCount(entries) || !Array.isArray(files))
     return false;

@@ -1,10 +1,13 @@
 import { createPrivateKey, createPublicKey } from "node:crypto";
+import { createProducerKey } from "@curfew/event-log/producer-key.ts";
+import { openIdentities } from "@curfew/event-log/testing/producer-identity.ts";
 import { formatAddCheckpoint } from "@curfew/ledger/add-checkpoint.ts";
 import { signCheckpoint } from "@curfew/ledger/checkpoint.ts";
 import type { LogRecord } from "@curfew/ledger/leaf.ts";
 import { cosignerKeyText, noteCosigner } from "@curfew/ledger/note-key.ts";
 import { parsePolicy } from "@curfew/ledger/policy.ts";
 import { formatProofFile, parseProofFile } from "@curfew/ledger/proof-file.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
 import { beforeAll, describe, expect, it } from "vitest";
 import { sourceOf } from "./byte-source.ts";
 import { draftName, entryName, file, proofName } from "./layout.ts";
@@ -153,7 +156,7 @@ describe("completeness", () => {
     return bundle.report.missing;
   };
   const records = sampleRecords(6);
-  const chain = "test/a-uses/1 curfew.uses.v1/0";
+  const chain = "verifier/a/1";
   const ofToken = { ...everything, token: tokenId(1) };
 
   it("holds for all of a log, and for a part of it that begins in the middle of chains", async () => {
@@ -166,29 +169,73 @@ describe("completeness", () => {
   it("a leaf of the range that was left out is missing, and so are the records in it", async () => {
     expect(await missing(records, (i) => i !== 3)).toEqual([
       "leaves 3 to 3 of the range are not in the bundle",
-      `${chain}: before leaf 4: records 4 to 4 are missing`,
+      `${chain}: records 4 to 4 are missing before curfew.uses.v1/0@4`,
     ]);
     expect(await missing(records, (i) => i < 7)).toEqual(["leaves 7 to 7 of the range are not in the bundle"]);
   });
 
   it("a record that was deleted before it was sealed is missing, the first of a log too", async () => {
-    expect(await missing(records.toSpliced(3, 1))).toEqual([`${chain}: before leaf 3: records 4 to 4 are missing`]);
+    expect(await missing(records.toSpliced(3, 1))).toEqual([
+      `${chain}: records 4 to 4 are missing before curfew.uses.v1/0@4`,
+    ]);
     expect(await missing(records.toSpliced(0, 1))).toEqual([
-      `${chain}: its first record here, leaf 0, is number 2, and none before it is there`,
+      `${chain}: records 1 to 1 are missing before curfew.uses.v1/0@1`,
     ]);
   });
 
   it("a record that nobody produced, and one that was changed on its topic, are noticed", async () => {
     const [first] = records as [LogRecord];
     const nobody = { ...first, offset: 99, headers: first.headers.filter(([name]) => !name.startsWith("curfew-")) };
-    expect(await missing([...records, nobody])).toEqual(["leaf 8 names no producer: nobody says to have produced it"]);
-    expect(await missing([...records, { ...first, offset: 99 }])).toEqual([`${chain}: before leaf 8: fork`]);
+    expect(await missing([...records, nobody])).toEqual([
+      "a record at curfew.uses.v1/0@99 is of no producer that is known",
+    ]);
+    expect(await missing([...records, { ...first, offset: 99 }])).toEqual([
+      `${chain}: curfew.uses.v1/0@99 does not follow the record before it`,
+    ]);
     const changed = records.with(2, { ...(records[2] as LogRecord), value: Buffer.from([0x0a, 1, 0x41]) });
-    expect(await missing(changed)).toEqual([`${chain}: before leaf 3: fork`]);
+    expect(await missing(changed)).toEqual([`${chain}: curfew.uses.v1/0@3 does not follow the record before it`]);
     const large = { ...first, offset: 99, value: Buffer.alloc(70_000) };
     expect(await missing([...records, large])).toEqual([
-      "leaf 8: a record too large for a leaf, of which only the hash is sealed",
+      "curfew.uses.v1/0@99 is too large for a leaf: only its hash is sealed",
     ]);
+  });
+
+  it("of a ledger from its first leaf rests on signatures, and on what producers said they had sent", async () => {
+    const clock: Clock = { now: () => startMs, monotonicMs: () => 0, sleep: async () => undefined };
+    const us = await openIdentities(clock, ["issuer", "verifier", "breach-notifier"]);
+    const keyOf = (producer: string, topic: string) =>
+      createProducerKey(producer, topic, () => us.identity(producer.split("/")[0] as string));
+    const signed = sampleRecords(6, "invoices", keyOf);
+    const reportOf = async (sealed: readonly LogRecord[], caPem = us.caPem) => {
+      const all = sampleLog(sealed);
+      const parts = { ...partsOf(all, allOf(all)), caPem };
+      return (await open(await bytesOf(parts))).report;
+    };
+    const { chains, missing: none } = await reportOf(signed);
+    expect(none).toEqual([]);
+    expect(chains.map((each) => [each.last, each.signed])).toEqual([
+      [6, 6],
+      [1, 1],
+      [1, 1],
+    ]);
+    const strangers = await openIdentities(clock, ["verifier"]);
+    expect((await reportOf(signed, strangers.caPem)).missing).toContain(
+      "verifier/a/1 at curfew.uses.v1/0@0 is of no producer that is known",
+    );
+    const unsigned = signed.with(5, without(signed[5] as LogRecord, "curfew-sig"));
+    expect((await reportOf(unsigned)).chains[0]).toMatchObject({ last: 6, signed: 5 });
+    const other = headerOf(signed[4] as LogRecord, "curfew-sig");
+    const forged = signed.with(5, {
+      ...without(signed[5] as LogRecord, "curfew-sig"),
+      headers: [...without(signed[5] as LogRecord, "curfew-sig").headers, ["curfew-sig", other]],
+    });
+    expect((await reportOf(forged)).missing).toEqual([
+      "verifier/a/1: the signature at curfew.uses.v1/0@5 does not hold",
+    ]);
+    await expect(reportOf(signed, "no certificate")).rejects.toThrow("no certificate of an authority");
+    expect(await refused(signedAgain(files, { [file.authority]: "none" }))).toBe(
+      "authority.pem: it holds no certificate of an authority",
+    );
   });
 
   it("of a selection is what numbered streams show, and no more: a use that was left out is not seen", async () => {
@@ -197,15 +244,20 @@ describe("completeness", () => {
     expect(await missing(records, (i) => about(i) && i !== 2, ofToken)).toEqual([]);
     const second = sampleRecords(6).map((record, i) => (i < 6 ? record : withNumber(record, 2)));
     expect(await missing(second, about, ofToken)).toEqual([
-      `tokens/${tokenId(1)}: before leaf 6: events 1 to 1 are missing`,
-      `${caseId}: before leaf 7: events 1 to 1 are missing`,
+      `tokens/${tokenId(1)}: events 1 to 1 are missing before leaf 6`,
+      `${caseId}: events 1 to 1 are missing before leaf 7`,
     ]);
     expect(await missing(second, about, { ...ofToken, case: "case/another/1" })).toEqual([
-      `tokens/${tokenId(1)}: before leaf 6: events 1 to 1 are missing`,
+      `tokens/${tokenId(1)}: events 1 to 1 are missing before leaf 6`,
     ]);
   });
 });
 
+const headerOf = ({ headers }: LogRecord, name: string) => headers.find(([each]) => each === name)?.[1] ?? "";
+const without = (record: LogRecord, name: string): LogRecord => ({
+  ...record,
+  headers: record.headers.filter(([each]) => each !== name),
+});
 const withNumber = (record: LogRecord, number: number): LogRecord => ({
   ...record,
   headers: record.headers.map(([name, value]) => [name, name === "ce_sequence" ? String(number) : value]),

@@ -2,6 +2,7 @@ import { hash } from "node:crypto";
 import { fromBinary } from "@bufbuild/protobuf";
 import { NotificationDraftedSchema } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
 import { eventTypeNamed } from "@curfew/event-log/event-types.ts";
+import { openProducerTrust, type ProducerTrust } from "@curfew/event-log/producer-key.ts";
 import { parseAddCheckpoint } from "@curfew/ledger/add-checkpoint.ts";
 import type { OpenedCheckpoint } from "@curfew/ledger/checkpoint.ts";
 import { leafHash, MAX_ENTRY_BYTES } from "@curfew/ledger/hash.ts";
@@ -112,6 +113,15 @@ const openEntry = async (
   return inFile(entryName(index), () => decodeLeaf(leaf));
 };
 
+/** Producers are believed by the authority in the bundle: the key of the ledger has vouched for it. */
+const trustOf = (caPem: string, { trustDomain }: Manifest): ProducerTrust => {
+  try {
+    return openProducerTrust({ caPem, trustDomain });
+  } catch (error) {
+    throw new BundleBroken(file.authority, "it holds no certificate of an authority", { cause: error });
+  }
+};
+
 /** The hash that a leaf holds of a draft; undefined: it holds none. */
 const sealedHash = (record: SealedRecord): Uint8Array | undefined => {
   if (eventTypeNamed(headerOf(record, "ce_type"))?.desc !== NotificationDraftedSchema) return undefined;
@@ -164,7 +174,8 @@ export const openBundle = async (
   const first = await openFirst(read, opened, policy);
 
   const text = Buffer.from(await read(file.checkpoint, maxNoteBytes)).toString();
-  const report = openReport(manifest.selection);
+  const authority = Buffer.from(await read(file.authority, maxNoteBytes)).toString();
+  const report = openReport(manifest, trustOf(authority, manifest));
   const drafts = new Set(
     stored.flatMap(({ name }) => (name.startsWith("drafts/") ? (indexedFile(name)?.index ?? []) : [])),
   );

@@ -1,5 +1,6 @@
 import { hash } from "node:crypto";
 import { readFileSync } from "node:fs";
+import { openProducerTrust } from "@curfew/event-log/producer-key.ts";
 import { formatAddCheckpoint } from "@curfew/ledger/add-checkpoint.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import { formatProofFile } from "@curfew/ledger/proof-file.ts";
@@ -27,6 +28,8 @@ export interface BundleParts {
   readonly verifierKey: string;
   /** c2sp.org/tlog-policy. */
   readonly policy: string;
+  /** PEM of the authority that certifies the keys of producers. */
+  readonly caPem: string;
   /** Signed checkpoint of `facts.size`. */
   readonly checkpoint: string;
   /** Ascending by index, at least one. */
@@ -78,9 +81,12 @@ export async function* writeBundle(parts: BundleParts): AsyncGenerator<Uint8Arra
   yield* archive.add(file.script, script);
   yield* text(file.key, `${verifierKey}\n`);
   yield* text(file.policy, parts.policy);
+  yield* text(file.authority, parts.caPem);
   yield* text(file.checkpoint, checkpoint);
 
-  const report = openReport(parts.facts.selection);
+  const { caPem, facts: about } = parts;
+  const trust = openProducerTrust({ caPem, trustDomain: about.trustDomain });
+  const report = openReport(about, trust);
   const rows: TimelineRow[] = [];
   for await (const { index, leaf, proof } of parts.entries()) {
     if (rows.length >= MAX_BUNDLE_ENTRIES)
@@ -99,8 +105,9 @@ export async function* writeBundle(parts: BundleParts): AsyncGenerator<Uint8Arra
   yield* text(file.firstCheckpoint, first.checkpoint);
   yield* text(file.consistency, formatAddCheckpoint({ old: first.size, proof: first.proof, checkpoint }));
   const facts = { ...parts.facts, entries: rows.length };
-  yield* text(file.completeness, `${JSON.stringify(report.result(), null, 2)}\n`);
-  yield* archive.add(file.timeline, timelineHtml(facts, verifierKey, report.result(), rows));
+  const found = report.result();
+  yield* text(file.completeness, `${JSON.stringify(found, null, 2)}\n`);
+  yield* archive.add(file.timeline, timelineHtml(facts, verifierKey, found, rows));
   const manifest = formatManifest({ ...facts, files: archive.listed });
   yield* archive.add(file.manifest, manifest);
   yield* text(file.note, await parts.sign(manifestDigest(manifest), facts));

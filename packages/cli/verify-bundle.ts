@@ -21,23 +21,41 @@ const selectionOf = ({ selection: { token, case: caseId, from, to } }: Manifest)
 
 const countOf = (count: number, one: string, many = `${one}s`) => `${count} ${count === 1 ? one : many}`;
 
-const completenessOf = ({ manifest, report }: IntactBundle): Completeness => {
-  const { range, selection } = manifest;
-  const { chains, streams, missing } = report;
-  const leaves = `leaves ${range.first} to ${range.end - 1}`;
+/** What a range shows that has all its leaves. */
+const rangeProved = ({ manifest: { range }, report: { chains } }: IntactBundle): string[] => {
+  const signed = chains.filter((chain) => chain.signed !== undefined);
+  const ended = chains.filter(({ ended: isEnded, closed, last }) => isEnded && last === closed);
+  return [
+    `every leaf from ${range.first} to ${range.end - 1} is in the bundle`,
+    `no record is missing within ${countOf(chains.length, "producer chain")}`,
+    ...(signed.length > 0
+      ? [`${signed.length} of them are signed by keys that the installation's authority certified`]
+      : []),
+    ...(ended.length > 0 ? [`${ended.length} of them are there to the end that their producers signed`] : []),
+  ];
+};
+
+const completenessOf = (bundle: IntactBundle): Completeness => {
+  const { range, selection } = bundle.manifest;
+  const { chains, streams, missing } = bundle.report;
   const whole = isWholeRange(selection);
+  const open = chains.filter(({ closed, last }) => closed === undefined || last !== closed);
   const proved = [
-    ...(whole ? [`every leaf of ${leaves} is in the bundle`] : []),
-    ...(whole ? [`no record is missing within ${countOf(chains.length, "producer chain")}`] : []),
+    ...(whole ? rangeProved(bundle) : []),
     ...(streams.length > 0 ? [`no event is missing within ${countOf(streams.length, "numbered stream")}`] : []),
   ];
   const notProved = [
     ...(whole
       ? []
       : [
-          `that no other entry of ${leaves} belongs to ${selectionOf(manifest)}: the signer's word; the log itself shows it`,
+          `that no other entry of leaves ${range.first} to ${range.end - 1} belongs to it: the signer's word; the log itself shows it`,
         ]),
-    "that producers sent nothing after their last record here",
+    ...(whole && open.length === 0
+      ? []
+      : [
+          `that producers sent nothing after their last record here${whole ? `: ${open.length} chains were not closed` : ""}`,
+        ]),
+    ...(whole && range.first > 0 ? ["the signatures of producers: their certificates may lie before the range"] : []),
     ...(selection.from || selection.to
       ? ["that nothing else was sealed in that time: leaves are dated by the auditor's clock"]
       : []),

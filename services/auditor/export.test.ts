@@ -30,6 +30,7 @@ import type { Cosigning } from "./shown-tree.ts";
 import {
   clock,
   eventRecord,
+  identities,
   type MemoryWorld,
   openWorld,
   quiet,
@@ -101,6 +102,7 @@ const openExporter = async (models = auditor.models, cosigning?: Cosigning) => {
     signer,
     seal,
     cosigning,
+    authority: identities,
     verifierKey,
     outbox,
     clock,

@@ -43,6 +43,8 @@ export interface ExportParts {
   /** Undefined: nobody cosigns. */
   readonly cosigning: Cosigning | undefined;
   readonly signer: NoteSigner;
+  /** Who certifies the keys of producers. */
+  readonly authority: { readonly caPem: string; readonly trustDomain: string };
   readonly verifierKey: string;
   readonly outbox: Pick<Outbox, "streams" | "relay">;
   readonly clock: Clock;
@@ -51,7 +53,7 @@ export interface ExportParts {
 
 const pieceBytes = 128 * 1024;
 /** Proofs made at a time. */
-const provenTogether = 32;
+const provenTogether = 128;
 /** Rows whose hashes are kept: leaves that follow each other share all but the lowest. */
 const keptRows = 4_096;
 /** At a time; others wait their turn. */
@@ -135,7 +137,7 @@ class Export {
   }
 
   async *bytes({ caller }: CallContext): AsyncGenerator<Uint8Array> {
-    const { models, signer, verifierKey, cosigning, clock } = this.#parts;
+    const { models, signer, authority, verifierKey, cosigning, clock } = this.#parts;
     const { tokenId, caseId, from, to } = this.#request;
     const { size, checkpoint } = this.#tree;
     const wanted: Wanted = {
@@ -154,12 +156,14 @@ class Export {
     yield* writeBundle({
       facts: {
         origin: signer.name,
+        trustDomain: authority.trustDomain,
         madeAt: new Date(madeAtMs).toISOString(),
         selection: { token: tokenId || tokenOfCase(caseId), case: caseId, from: isoOf(from), to: isoOf(to) },
         range: { first: wanted.first, end: wanted.end },
         size,
       },
       verifierKey,
+      caPem: authority.caPem,
       policy: cosigning ? formatPolicy(cosigning.policy) : `log ${verifierKey}\nquorum none\n`,
       checkpoint,
       entries: () => this.#entries(first.value, groups),

@@ -33,6 +33,7 @@ export interface AuditorParts extends ProofParts {
   readonly broken: (error: LedgerBroken) => void;
   readonly outbox: ExportParts["outbox"];
   readonly cosigning: ExportParts["cosigning"];
+  readonly authority: ExportParts["authority"];
   readonly random: Random;
 }
 

@@ -200,7 +200,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
   const { commits } = outbox.streams;
   const health = openEvidenceHealth({ ...core, ...tiles.face, commits, bus, clock, log });
   const server = await serve(parts, [
-    whenReady(auditorService({ ...core, health, clock, random, broken }), () => isReady),
+    whenReady(auditorService({ ...core, health, authority: parts, clock, random, broken }), () => isReady),
     ...people.services.map((service) => whenReady(service, () => isReady && people.isReplayed())),
     relayService(outbox.relay, outbox.topic),
   ]).catch((error: unknown) => tiles.close().then(() => Promise.reject(error)));

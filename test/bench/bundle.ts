@@ -103,7 +103,7 @@ const openService = async ({ store, bus, keyring }: Stores) => {
   const identity = async (path: string) => createIdentitySource(await issue(authority, path));
   const shared = { caPem: authority.certPem, trustDomain, clock };
   const models = await openReadModels(store);
-  const own = { ...sealOf(origin, keyring.signingKey(origin)), cosigning: undefined };
+  const own = { ...sealOf(origin, keyring.signingKey(origin)), cosigning: undefined, authority: shared };
   const follower = await openFollower({ models, seal: own.seal, clock, log: quiet });
   const outbox = await openOutbox({
     store,

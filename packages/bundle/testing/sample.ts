@@ -5,7 +5,8 @@ import { TokenExpiredSchema } from "@curfew/contracts/gen/curfew/events/v1/token
 import { UseDecidedSchema } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { openChain } from "@curfew/event-log/chain.ts";
 import { encodeEvent } from "@curfew/event-log/envelope.ts";
-import { eventTypeOf } from "@curfew/event-log/event-types.ts";
+import { eventTypeOf, topicWriters } from "@curfew/event-log/event-types.ts";
+import type { ProducerKey } from "@curfew/event-log/producer-key.ts";
 import { signCheckpoint } from "@curfew/ledger/checkpoint.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
 import { encodeLeaf, type LogRecord } from "@curfew/ledger/leaf.ts";
@@ -30,6 +31,19 @@ export const signerOf = (n: number, name = origin): { signer: NoteSigner; verifi
 export const { signer, verifierKey } = signerOf(1);
 export const policyText = `log ${verifierKey}\nquorum none\n`;
 export const policy = parsePolicy(policyText);
+export const trustDomain = "test.example";
+/** Of an authority whose key is gone; ends in 2126. */
+const caPem = `-----BEGIN CERTIFICATE-----
+MIIBdTCCARugAwIBAgIUTnabTFhLfRyJFxnwfvMt7JHr5b8wCgYIKoZIzj0EAwIw
+DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjcwMjQxMDJaGA8yMTI2MTEwMzAyNDEw
+MlowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABN5C
+4sg93/2wyBsoMuWWH+3yhaTgyW2GbcxZ+A/IaVTRh40p2B8R182T4qNZ+4RKy/JF
+Vmh+iPUWtwexSRj25OCjUzBRMB0GA1UdDgQWBBTiWUFIbf3AWxE2PU94kU2EsLv0
+AzAfBgNVHSMEGDAWgBTiWUFIbf3AWxE2PU94kU2EsLv0AzAPBgNVHRMBAf8EBTAD
+AQH/MAoGCCqGSM49BAMCA0gAMEUCIQCFyF301yRJlJun/ZUJLTDHBA/R7D/HqO+L
+9tjQTyn7rgIgcItX4p8Ji/OKcW6gVH1dw/GPU78Eq+FV4YP/VVMXhkM=
+-----END CERTIFICATE-----
+`;
 export const startMs = Date.UTC(2026, 10, 24, 22, 30);
 export const tokenId = (n: number) => `tok_00000000-0000-8000-8000-${String(n).padStart(12, "0")}`;
 export const caseId = `case/${tokenId(1)}/1`;
@@ -52,18 +66,23 @@ const use = (n: number, token: number, service: string): readonly [Message, stri
 ];
 
 /** Uses of two tokens in turn; the first token ends, and a case about it gets a draft. */
-export const sampleRecords = (uses: number, service = "invoices"): LogRecord[] => {
+export const sampleRecords = (
+  uses: number,
+  service = "invoices",
+  keyOf?: (producer: string, topic: string) => ProducerKey,
+): LogRecord[] => {
   const chains = new Map<string, ReturnType<typeof openChain>>();
   const ends = new Map<string, number>();
   const record = (message: Message, subject: string, at: number, sequence?: number): LogRecord => {
     const { topic } = eventTypeOf(message);
     const { headers, value } = encoded(message, subject, at, sequence);
-    const chain = chains.get(topic) ?? openChain(topic, `test/a-${topic.split(".")[1]}/1`);
+    const producer = `${topicWriters[topic]}/a/1`;
+    const chain = chains.get(topic) ?? openChain(topic, producer, keyOf?.(producer, topic));
     chains.set(topic, chain);
-    const linked = chain.link({ partition: 0, key: subject, headers: { ...headers }, value });
+    const [linked] = chain.linkSend([{ partition: 0, key: subject, headers: { ...headers }, value }]);
     const offset = ends.get(topic) ?? 0;
     ends.set(topic, offset + 1);
-    const fields = { partition: 0, key: subject, value, headers: Object.entries(linked.headers) };
+    const fields = { partition: 0, key: subject, value, headers: Object.entries(linked?.headers ?? {}) };
     return { topic, offset, timestampMs: startMs + at * 60_000, ...fields };
   };
   const drafted = create(NotificationDraftedSchema, { caseId, draftSha256: hash("sha256", draft, "buffer") });
@@ -98,6 +117,7 @@ export const everything: Selection = { token: "", case: "", from: "", to: "" };
 export const partsOf = (log: SampleLog, indexes: readonly number[], selection = everything): BundleParts => ({
   facts: {
     origin,
+    trustDomain,
     madeAt: new Date(startMs + 3_600_000).toISOString(),
     selection,
     range: {
@@ -107,6 +127,7 @@ export const partsOf = (log: SampleLog, indexes: readonly number[], selection = 
     size: log.size,
   },
   verifierKey,
+  caPem,
   policy: policyText,
   checkpoint: log.checkpoints[log.size] as string,
   async *entries() {
