@@ -81,17 +81,14 @@ export const openBucket = (
       throw new BucketRefused(`PUT ${path}: it is there with other bytes, and never changes`);
   };
 
-  /** As far as one answer lists them; what is left over goes with the next write of the tile. */
+  /** A tile has 255 at most, so one answer lists them all. */
   const removePartials = async (path: string): Promise<void> => {
-    const query = new URLSearchParams({
-      "list-type": "2",
-      "max-keys": String(maxListed),
-      prefix: [...prefix, `${path}.p/`].join("/"),
-    });
+    const folder = [...prefix, `${path}.p/`].join("/");
+    const query = new URLSearchParams({ "list-type": "2", "max-keys": String(maxListed), prefix: folder });
     const answer = await call("GET", `${origin}/${bucket}?${query}`);
     assertDone(`GET ${path}.p/`, answer);
     for (const [, key = ""] of answer.body.toString().matchAll(/<Key>([A-Za-z0-9._/-]{1,1024})<\/Key>/g))
-      assertDone(`DELETE ${key}`, await call("DELETE", `${origin}/${bucket}/${key}`));
+      if (key.startsWith(folder)) assertDone(`DELETE ${key}`, await call("DELETE", `${origin}/${bucket}/${key}`));
   };
 
   return {

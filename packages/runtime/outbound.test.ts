@@ -33,7 +33,7 @@ const serve = async (handler: http.RequestListener, tls?: { key: string; cert: s
   return { port: (server.address() as AddressInfo).port, seen };
 };
 
-const outbound = (allow: string[] = [], more: { resolve?: Resolve; ca?: string[] } = {}) =>
+const outbound = (allow: string[] = [], more: { resolve?: Resolve; ca?: string[]; maxBodyBytes?: number } = {}) =>
   openOutbound({ allow, clock: systemClock, ...more });
 const hello = { headers: { "content-type": "text/plain" }, body: "hello" };
 const ok: http.RequestListener = (_request, response) => response.writeHead(204, { "x-answer": "yes" }).end();
@@ -64,6 +64,31 @@ test("a listed loopback host is reached over http, with headers, body and answer
   expect(result.headers["x-answer"]).toBe("yes");
   expect(result.body.toString()).toBe("done");
   expect(seen).toEqual([{ path: "/hook?a=1", host: `localhost:${port}`, body: "hello" }]);
+});
+
+test("other methods are called alike, and answers may be larger where that was asked for", async () => {
+  const large = 2 * 1024 * 1024;
+  const methods: unknown[] = [];
+  const { port, seen } = await serve((request, response) => {
+    methods.push(request.method);
+    response.end(Buffer.alloc(large));
+  });
+  const client = outbound([`localhost:${port}`], { maxBodyBytes: large });
+  const body = "x".repeat(large);
+  for (const method of ["GET", "PUT", "DELETE"] as const) {
+    const answer = await client.call(method, `http://localhost:${port}/`, {
+      headers: {},
+      body: method === "PUT" ? body : "",
+    });
+    expect(answer.body.length).toBe(large);
+  }
+  expect(methods).toEqual(["GET", "PUT", "DELETE"]);
+  expect(seen.map((each) => each.body.length)).toEqual([0, large, 0]);
+  await refused(client.call("PUT", `http://localhost:${port}/`, { headers: {}, body: `${body}x` }));
+  const smaller = outbound([`localhost:${port}`], { maxBodyBytes: large - 1 });
+  await expect(smaller.call("GET", `http://localhost:${port}/`, { headers: {}, body: "" })).rejects.toThrow(
+    /larger than/,
+  );
 });
 
 test("https checks the certificate against the name while connecting to the checked address", async () => {
