@@ -9,6 +9,7 @@ import {
   type Refusal,
   readSubmission,
   type Submission,
+  signedByLog,
   type WitnessedLogs,
 } from "@curfew/ledger/witness.ts";
 import type { Log } from "@curfew/runtime/log.ts";
@@ -44,16 +45,27 @@ const refusalAnswer = ({ status, said, size }: Refusal): Answer =>
     ? { status, body: `${size}\n`, headers: { "content-type": "text/x.tlog.size" } }
     : { status, body: `${said}\n` };
 
-/** What is worth a line: never what a stranger can cause alone, for he can cause it without end. */
-const report = (log: WitnessParts["log"], { claimed, text }: Submission, refusal: Refusal): void => {
-  const { origin, size } = claimed;
-  // The text is signed by the log's own key: whoever has this line can show it to others.
-  if (refusal.isFork) log.error({ origin, size, signed: text }, "the log has signed two roots of one size");
-  else if (refusal.status === 503) log.error({ origin }, refusal.said);
+/** Lines that a log's misbehaviour, or our clock's, may fill. */
+const maxReports = 1_000;
+
+/** Says what is worth a line, once: strangers can show it again without end. */
+const openReports = (log: WitnessParts["log"]) => {
+  const said = new Set<string>();
+  return (submission: Submission, { isFork, status, said: why }: Refusal): void => {
+    const { origin, size } = submission.claimed;
+    const signed = signedByLog(submission);
+    if ((!isFork && status !== 503) || said.size >= maxReports || said.has(`${status} ${signed}`)) return;
+    said.add(`${status} ${signed}`);
+    // Signed by the log's own key: whoever has this line, and the checkpoint that was cosigned, can show both to others.
+    if (isFork) log.error({ origin, size, signed }, "the log has signed two roots of one size");
+    else log.error({ origin }, why);
+  };
 };
 
+type Parts = WitnessParts & { readonly report: ReturnType<typeof openReports> };
+
 /** The answer to the body of an add-checkpoint request; what it says is cosigned is on disk. */
-const addCheckpoint = ({ logs, state, cosignerAt, now, log }: WitnessParts, body: Uint8Array): Answer => {
+const addCheckpoint = ({ logs, state, cosignerAt, now, log, report }: Parts, body: Uint8Array): Answer => {
   const submission = readSubmission(body, logs);
   if (isRefusal(submission)) return refusalAnswer(submission);
   const { origin, size } = submission.claimed;
@@ -62,7 +74,7 @@ const addCheckpoint = ({ logs, state, cosignerAt, now, log }: WitnessParts, body
     return isRefusal(decision) ? decision : { ...decision, ...cosign(submission, cosignerAt(decision.seconds)) };
   });
   if (isRefusal(answer)) {
-    report(log, submission, answer);
+    report(submission, answer);
     return refusalAnswer(answer);
   }
   log.info({ origin, size }, "cosigned");
@@ -89,7 +101,7 @@ const tooLarge: Answer = {
   headers: { connection: "close" },
 };
 
-const answerTo = async (parts: WitnessParts, request: IncomingMessage): Promise<Answer> => {
+const answerTo = async (parts: Parts, request: IncomingMessage): Promise<Answer> => {
   const { method, url = "" } = request;
   const [, hash] = monitorPath.exec(url) ?? [];
   if (hash !== undefined) {
@@ -116,6 +128,7 @@ export const openWitnessServer = async (
   listen: { readonly host: string; readonly port: number },
 ): Promise<WitnessServer> => {
   const { log } = parts;
+  const reporting = { ...parts, report: openReports(log) };
   const limits = {
     requestTimeout: requestLimitMs,
     keepAliveTimeout: idleLimitMs,
@@ -123,7 +136,7 @@ export const openWitnessServer = async (
   };
   const server = createServer(limits, async (request, response) => {
     try {
-      const answer = await answerTo(parts, request);
+      const answer = await answerTo(reporting, request);
       send(response, answer);
       request.resume(); // what was not read, till the limit of its time
     } catch (err) {

@@ -44,7 +44,7 @@ export const openWitnessState = (dir: string, hashOf: (origin: string) => string
         db.exec("commit");
         return answer;
       } catch (error) {
-        db.exec("rollback");
+        if (db.isTransaction) db.exec("rollback");
         throw error;
       }
     },

@@ -1,5 +1,5 @@
 import { hash, X509Certificate } from "node:crypto";
-import { Integer, OctetString, Sequence } from "asn1js";
+import { fromBER, Integer, OctetString, Sequence } from "asn1js";
 import {
   AlgorithmIdentifier,
   Certificate,
@@ -94,6 +94,7 @@ const sameBytes = (a: Uint8Array, b: Uint8Array): boolean => Buffer.compare(a, b
 
 /** The signed token of an answer that grants one. */
 const readToken = (response: Uint8Array): SignedData => {
+  must(fromBER(bufferOf(response)).offset === response.length, "the answer is malformed");
   const { status, timeStampToken } = TimeStampResp.fromBER(bufferOf(response));
   must(
     status.status === PKIStatus.granted || status.status === PKIStatus.grantedWithMods,

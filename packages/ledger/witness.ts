@@ -96,12 +96,13 @@ export const decideCosigning = (
   return { size: claimed.size, root: claimed.root, seconds: Math.max(nowSeconds, last) };
 };
 
+/** The checkpoint as the log has signed it: lines of others left out. */
+export const signedByLog = ({ text, signatures }: Submission): string =>
+  `${text}\n${signatures.map(formatSignature).join("")}`;
+
 /** The cosignature line that is the answer, and the checkpoint with it and with the log's own signatures. */
-export const cosign = (
-  { text, signatures }: Submission,
-  cosigner: NoteSigner,
-): { line: string; checkpoint: string } => {
+export const cosign = (submission: Submission, cosigner: NoteSigner): { line: string; checkpoint: string } => {
   const { name, keyId, sign } = cosigner;
-  const line = formatSignature({ name, keyId, signature: sign(text) });
-  return { line, checkpoint: `${text}\n${signatures.map(formatSignature).join("")}${line}` };
+  const line = formatSignature({ name, keyId, signature: sign(submission.text) });
+  return { line, checkpoint: `${signedByLog(submission)}${line}` };
 };

@@ -358,6 +358,31 @@ describe("with witnesses", () => {
     expect(standing()).toBe(kept?.checkpoint);
   });
 
+  it("what was kept is published again where an older one came over it, also while no more is cosigned", async () => {
+    const first = await stage([300]);
+    await until(() => sizeThere() === 300);
+    const old = standing();
+    const second = await stage([400], first);
+    await until(() => sizeThere() === 400);
+    const newest = standing();
+    await stage([500], second);
+    isThere = false;
+    let spoilt = false;
+    await until(() => {
+      if (spoilt) return standing() === newest;
+      spoilt = submitted.includes(500);
+      if (spoilt) writeFileSync(join(dir, "checkpoint"), old);
+      return false;
+    });
+  });
+
+  it("a row that was altered is not published", async () => {
+    const head = await stage([300]);
+    await rows.insert({ _id: cosignedId(300), size: 300, checkpoint: seal.sign(300, Buffer.alloc(32, 7)) });
+    await expect(until(() => false)).rejects.toThrow("the cosigned checkpoint of size 300 is another than was staged");
+    expect(head.size).toBe(300);
+  });
+
   it("a head that was cosigned while another was published past it stays unpublished", async () => {
     const head = await stage([300]);
     const asked = Promise.withResolvers<void>();

@@ -7,7 +7,7 @@ import { emptyEdge, growTiles, type RightEdge, readEdge } from "@curfew/ledger/t
 import { proveConsistency } from "@curfew/ledger/tree.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
-import { type CosignedRows, cosignedId } from "./cosigned.ts";
+import { type CosignedRows, cosignedId, newestCosigned } from "./cosigned.ts";
 import {
   type BatchDoc,
   batchId,
@@ -40,7 +40,7 @@ export interface TileLogParts {
   readonly latest: () => number;
   readonly seal: Seal;
   /** Who must cosign, and where what they have cosigned is kept; absent: nobody. */
-  readonly witnessed?: { readonly witnesses: Witnesses; readonly rows: Pick<CosignedRows, "get" | "insert"> };
+  readonly witnessed?: { readonly witnesses: Witnesses; readonly rows: Pick<CosignedRows, "get" | "find" | "insert"> };
   readonly clock: Clock;
   readonly log: Pick<Log, "warn">;
 }
@@ -71,6 +71,14 @@ const standingCheckpoint = async ({ files, seal }: Pick<TileLogParts, "files" | 
 
 const checkpointFile = (checkpoint: string) => ({ path: CHECKPOINT_PATH, bytes: Buffer.from(checkpoint) });
 
+/** What was kept of a size; it is what was staged, and lines after it. */
+const keptOf = async (rows: Pick<CosignedRows, "get">, size: number, staged: string): Promise<string | undefined> => {
+  const kept = await rows.get(cosignedId(size));
+  if (kept && !kept.checkpoint.startsWith(staged))
+    throw new LedgerBroken(`the cosigned checkpoint of size ${size} is another than was staged`);
+  return kept?.checkpoint;
+};
+
 /**
  * Where the files are, compared with what was staged: the checkpoint that stands there, and the partial tiles that must lead to its root.
  * Lines after the log's signature are the witnesses'; they stay as they were kept, or as they stand where none were.
@@ -90,14 +98,17 @@ const placeOf = async (parts: TileLogParts): Promise<Place> => {
   const staged = size === 0 ? empty.checkpoint : found?.doc.checkpoint;
   if (staged === undefined || !note.startsWith(staged))
     throw new LedgerBroken(`the ledger's files have another checkpoint of size ${size} than was staged`);
-  const kept = await witnessed?.rows.get(cosignedId(size));
-  if (kept && kept.checkpoint !== note) await files.write([checkpointFile(kept.checkpoint)]);
+  const kept = witnessed && (await keptOf(witnessed.rows, size, staged));
+  if (kept !== undefined && kept !== note) await files.write([checkpointFile(kept)]);
   if (!found) return empty;
   const edge = await asWritten(() => readEdge(size, root, files.read));
   return { head: headOf(found.doc, found.number, seal), edge, checkpoint: found.doc.checkpoint };
 };
 
-/** The checkpoint of `place` with its cosignatures, the same ones for ever; undefined: not now. */
+/**
+ * The checkpoint to publish at `place`: its own with its cosignatures, the same ones for ever; where it has none, the newest that was kept,
+ * which a kill, or another writer that was late, may have left unpublished; undefined: none now.
+ */
 const cosigned = async (
   { files, witnessed }: TileLogParts,
   { head, checkpoint }: Place,
@@ -106,16 +117,17 @@ const cosigned = async (
   if (!witnessed) return checkpoint;
   const { witnesses, rows } = witnessed;
   const { size } = head;
-  const _id = cosignedId(size);
-  const kept = await rows.get(_id);
-  if (kept) return kept.checkpoint;
-  if (!witnesses.due()) return undefined;
+  const kept = await keptOf(rows, size, checkpoint);
+  if (kept !== undefined || !witnesses.due()) return kept;
   const nodes = verifiedNodes(size, head.frontier.root(), files.read);
   const prove = (old: number) => proveConsistency(old, size, nodes);
   const note = await asWritten(() => witnesses.cosign({ size, checkpoint, prove }, signal));
-  if (note === undefined) return undefined;
-  await rows.insert({ _id, size, checkpoint: note });
-  return (await rows.get(_id))?.checkpoint;
+  if (note !== undefined) {
+    await rows.insert({ _id: cosignedId(size), size, checkpoint: note });
+    return await keptOf(rows, size, checkpoint);
+  }
+  const newest = await newestCosigned(rows);
+  return newest && newest.size <= size ? newest.checkpoint : undefined;
 };
 
 /**
@@ -143,14 +155,16 @@ export const publishTiles = async (parts: TileLogParts, signal: AbortSignal): Pr
    * was stopped between look and write, the other puts it right again.
    */
   const publish = async (place: Place): Promise<void> => {
-    const isNews = async () => {
+    const isNews = async (size: number) => {
       const standing = await standingCheckpoint(parts);
-      return !signal.aborted && (!standing || standing.size < place.head.size);
+      return !signal.aborted && (!standing || standing.size < size);
     };
-    if (!(await isNews())) return;
+    if (!(await isNews(place.head.size))) return;
     const note = await cosigned(parts, place, signal);
+    if (note === undefined) return;
+    const { size } = await asWritten(() => seal.open(note));
     // Looked at again: while witnesses were asked another writer may have come further.
-    if (note !== undefined && (await isNews())) await files.write([checkpointFile(note)]);
+    if (await isNews(size)) await files.write([checkpointFile(note)]);
   };
 
   /** Past the next batch; undefined: there is none yet. */

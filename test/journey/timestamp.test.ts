@@ -85,6 +85,14 @@ describe("a timestamp by openssl ts", () => {
     expect(await refusal(await tsa.reply(sha512))).toBe("the timestamp is not over a SHA-256 hash");
   });
 
+  it("with anything after it is refused, which OpenSSL lets pass", async () => {
+    const response = await tsa.reply(query);
+    const longer = Buffer.concat([response, Buffer.of(0)]);
+    expect(await tsa.accepts(longer, { query })).toBe(true);
+    expect(await refusal(longer)).toBe("the answer is malformed");
+    expect(await refusal(response.subarray(0, -1))).toBe("the answer is malformed");
+  });
+
   it("with any byte changed is refused, or is still the same one", async () => {
     const response = await tsa.reply(query);
     const { timeMs } = await opened(response);
