@@ -2,7 +2,7 @@ import { create, type Message } from "@bufbuild/protobuf";
 import { siemRecord } from "@curfew/auditor/siem/cloud-event.ts";
 import { type OcsfClassName, ocsfClasses } from "@curfew/auditor/siem/ocsf.ts";
 import { eventRecord } from "@curfew/auditor/testing/rig.ts";
-import { ActorSchema } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
+import { ActorSchema, SealedFieldSchema } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import {
   LeakReportedSchema,
   RevocationReason,
@@ -198,6 +198,34 @@ describe("events in OCSF", () => {
     }
     // reason of an awareness, error of a page, location of a leak, a policy's document, a page's message id, people twice.
     expect(count).toBe(7);
+  });
+
+  it("keep back sealed fields whole, sealed or not", () => {
+    const ciphertext = Buffer.from("ciphertext-4711");
+    const sealed = create(SealedFieldSchema, { pseudonym: "pseudonym-4711", ciphertext });
+    let count = 0;
+    const planted = (message: Record<string, unknown>): void => {
+      for (const [name, value] of Object.entries(message)) {
+        if (!value || typeof value !== "object" || !("$typeName" in value)) continue;
+        if (value.$typeName !== sealed.$typeName) {
+          planted(value as Record<string, unknown>);
+          continue;
+        }
+        message[name] = sealed;
+        count += 1;
+      }
+    };
+    for (const { desc } of eventTypes) {
+      const message = sampleOf(desc);
+      planted(message as unknown as Record<string, unknown>);
+      const text = JSON.stringify(cloudEventOf(message));
+      for (const form of [
+        "pseudonym-4711",
+        ...(["base64", "base64url", "hex", "utf8"] as const).map((e) => ciphertext.toString(e)),
+      ])
+        expect(text, desc.typeName).not.toContain(form);
+    }
+    expect(count).toBeGreaterThan(0);
   });
 
   it("say of a record that is no event where it stands, and nothing of what it says", () => {
