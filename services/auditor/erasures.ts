@@ -47,8 +47,10 @@ export interface ErasureParts {
  * may be repeated. The events are the authority over the store: before anything is served, whoever was erased is erased again.
  */
 export interface Erasures {
-  /** Resolves once the personal store has every erasure of the log. Rejects as the feed does. */
+  /** Resolves once the personal store has every erasure of the log. */
   readonly replayed: Promise<void>;
+  /** Rejects when erasures cannot be followed any more. */
+  readonly failed: Promise<never>;
   /** What one replica does, under a lease. */
   work(tenure: Tenure): Promise<void>;
   /** Somebody has asked for an erasure. */
@@ -126,6 +128,8 @@ export const openErasures = (parts: ErasureParts): Erasures => {
   const closing = new AbortController();
   let feed: Feed | undefined;
   let woken = Promise.withResolvers<void>();
+  const failed = Promise.withResolvers<never>();
+  failed.promise.catch(() => undefined); // whoever waits sees it
 
   const patiently = async (work: () => Promise<void>): Promise<void> => {
     for (let tries = 0; !closing.signal.aborted; tries += 1) {
@@ -165,13 +169,15 @@ export const openErasures = (parts: ErasureParts): Erasures => {
       apply: ({ message }) => book.apply(message),
     });
     if (closing.signal.aborted) return feed.close();
+    feed.failed.catch(failed.reject);
     await feed.caughtUp;
     await patiently(replay);
   })();
-  replayed.catch(() => undefined); // whoever waits sees it
+  replayed.catch(failed.reject);
 
   return {
     replayed,
+    failed: failed.promise,
     wake(pseudonym) {
       book.open.add(pseudonym);
       woken.resolve();
@@ -219,6 +225,7 @@ class ErasureTenure {
   async look(signal: AbortSignal): Promise<void> {
     const { log } = this.#parts;
     if (this.#book.open.size > 0) await this.#acknowledgements.read();
+    await this.#destroyRequested();
     for (const pseudonym of [...this.#book.open]) {
       if (signal.aborted) return;
       try {
@@ -246,7 +253,7 @@ class ErasureTenure {
   #next(pseudonym: string, erasure: ErasureProgress): Promise<SubjectCommand | undefined> | undefined {
     switch (erasure.status) {
       case "requested":
-        return this.#destroy(pseudonym);
+        return this.#recordDestroyed(pseudonym);
       case "destroyed":
         return this.#hear(pseudonym, erasure.consumers);
       case "propagated":
@@ -256,17 +263,27 @@ class ErasureTenure {
     }
   }
 
-  async #destroy(pseudonym: string): Promise<SubjectCommand> {
-    const { personal, settings, clock, log } = this.#parts;
-    await destroyPeople(personal, new Set([pseudonym]));
-    const { known } = (await personal.persons.getLatest(pseudonym)) ?? {};
+  /** All at once: mappings are found by looking through all of them. */
+  async #destroyRequested(): Promise<void> {
+    const { personal, subjects, log } = this.#parts;
+    const requested: string[] = [];
+    for (const pseudonym of this.#book.open)
+      if ((await subjects.load(subjectStream(pseudonym))).erasure.status === "requested") requested.push(pseudonym);
+    const people = await notDestroyed(personal, requested);
+    await destroyPeople(personal, people);
+    if (people.size > 0) log.info({ people: people.size }, "keys and mappings of people are destroyed");
+  }
+
+  async #recordDestroyed(pseudonym: string): Promise<SubjectCommand | undefined> {
+    const { personal, settings, clock } = this.#parts;
+    const row = await personal.persons.getLatest(pseudonym);
+    if (!row?.destroyed) return undefined; // asked for since
     // After the rows are gone: an instance that is not here yet finds nothing.
     const holders = await personal.holders.find({ limit: maxConsumers });
     const [newest] = personal.epochs.live();
     if (!newest) throw new Error("there is no epoch key");
-    log.info({ consumers: holders.length }, "a person's key and mapping are destroyed");
     return {
-      ...{ type: "RecordDestroyed", pseudonym, known: known === true, consumers: holders.map(({ _id }) => _id) },
+      ...{ type: "RecordDestroyed", pseudonym, known: row.known === true, consumers: holders.map(({ _id }) => _id) },
       ...{ epoch: newest.number, backupDays: settings.backupDays, erasedAtMs: clock.now() },
       keyGoneByMs: newest.createdAtMs + settings.epochMs,
     };
@@ -319,6 +336,8 @@ class ErasureTenure {
   /** The event, then the mark: one that was killed in between says it again, and finds it said. */
   async #endEpoch(epoch: number): Promise<void> {
     const { personal, outbox, random, clock, log } = this.#parts;
+    const { lost } = await rewrapAll(personal, random);
+    if (lost > 0) log.error({ epoch, lost }, "rows of the personal store are wrapped under no key that is left");
     const destroyed = create(EpochKeyDestroyedSchema, {
       epoch,
       successor: epoch + 1,
@@ -326,8 +345,6 @@ class ErasureTenure {
     });
     const commit = await outbox.streams.append(`epochs/${epoch}`, { version: 0, sequence: 0 }, [destroyed]);
     if (commit) void outbox.relay.published(commit, 0);
-    const { lost } = await rewrapAll(personal, random);
-    if (lost > 0) log.error({ epoch, lost }, "rows of the personal store are wrapped under no key that is left");
     await personal.marks.insert({ _id: rotatedMark(epoch) });
     if (commit) log.info({ epoch }, "an epoch's key is destroyed");
   }

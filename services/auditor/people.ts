@@ -23,6 +23,8 @@ export interface People {
   isReplayed(): boolean;
   /** What one replica does, under a lease. */
   work(tenure: Tenure): Promise<void>;
+  /** Rejects when erasures cannot be followed any more. */
+  readonly failed: Promise<never>;
   close(): Promise<void>;
 }
 
@@ -30,6 +32,7 @@ const nobody: People = {
   services: [],
   isReplayed: () => false,
   work: ({ signal }) => new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true })),
+  failed: new Promise(() => undefined),
   close: async () => undefined,
 };
 
@@ -57,6 +60,7 @@ export const openPeople = (
     services: [dataSubjectService({ ...common, erasures })],
     isReplayed: () => isReplayed,
     work: erasures.work,
+    failed: erasures.failed,
     close: erasures.close,
   };
 };

@@ -195,6 +195,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
   let isReady = false;
 
   const people = openPeople({ ...parts, ...core });
+  people.failed.catch(failed.reject);
   const latestBatch = () => follower.latest()?.batch ?? 0;
   const tiles = await openPublicLog(parts, { batches, ledger, latest: latestBatch });
   const { commits } = outbox.streams;
