@@ -204,6 +204,18 @@ with zipfile.ZipFile(sys.argv[1]) as old, zipfile.ZipFile(sys.argv[2], "w", zipf
   });
 });
 
+it("a bundle of 500 MB is written, and read again, in bounded memory", () => {
+  const path = join(folder, "large.zip");
+  const child = join(import.meta.dirname, "testing/write-child.ts");
+  const written = JSON.parse(execFileSync(process.execPath, [child, path, "8000"], { encoding: "utf8" }));
+  expect(written.bytes).toBeGreaterThan(500_000_000);
+  expect(written.maxRssKiB).toBeLessThan(420 * 1024);
+  const { verdict, maxRssKiB } = inChild(path);
+  // Its tree is made up: that is found after every byte was read.
+  expect(verdict).toMatch(/checkpoints\/consistency: the tree of checkpoint does not begin with/);
+  expect(maxRssKiB).toBeLessThan(256 * 1024);
+});
+
 const inChild = (path: string): { verdict: string; maxRssKiB: number } =>
   JSON.parse(
     execFileSync(process.execPath, [join(import.meta.dirname, "testing/open-child.ts"), path], { encoding: "utf8" }),

@@ -248,6 +248,7 @@ const openTurns = () => {
   let running = 0;
   return {
     async take(signal: AbortSignal): Promise<void> {
+      signal.throwIfAborted();
       if (running >= maxRunning) {
         if (line.length >= maxWaiting)
           throw new RpcError({

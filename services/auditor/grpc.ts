@@ -5,7 +5,7 @@ import { emptyRoot } from "@curfew/ledger/hash.ts";
 import { NoLeaf } from "@curfew/ledger/leaf.ts";
 import { past } from "@curfew/projection/progress.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
-import { type BoundService, bindService } from "@curfew/rpc/service-definition.ts";
+import { type BoundService, bindService, type Handlers } from "@curfew/rpc/service-definition.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Random } from "@curfew/runtime/random.ts";
 import { LedgerBroken } from "./domain.ts";
@@ -23,6 +23,7 @@ const maxPageBytes = 2 * 2 ** 20;
 const maxScannedRows = 5_000;
 const atLeastMs = 2_000;
 const retryMs = 500;
+const maxExportMs = 600_000;
 
 export interface AuditorParts extends ProofParts {
   readonly ledger: Pick<Ledger, "seal" | "verifierKey" | "signer">;
@@ -116,7 +117,7 @@ export const auditorService = (parts: AuditorParts): BoundService => {
     ...ledger,
     awaitSealed: (positions) => awaitSealed(parts.follower, positions),
   });
-  return bindService(AuditorService, {
+  const handlers: Handlers<typeof AuditorService> = {
     listEvents: (request) => telling(listEvents(parts, request)),
     getEvent: (request) => telling(getEvent(parts, request).then((answer) => ({ ...answer, lag: health.lag() }))),
     getCheckpoint: () => getCheckpoint(parts),
@@ -125,5 +126,7 @@ export const auditorService = (parts: AuditorParts): BoundService => {
     watchEvents: (request, { signal }) => tellingAll(watchEvents(parts, request, signal)),
     exportBundle: (request, ctx) => tellingAll(exportBundle(request, ctx)),
     getHealth: () => telling(health.read()),
-  });
+  };
+  // Who reads too slowly keeps others from their turn.
+  return bindService(AuditorService, handlers, { deadlineCapsMs: { exportBundle: maxExportMs } });
 };

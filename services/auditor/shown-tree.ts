@@ -1,7 +1,7 @@
 import type { Policy } from "@curfew/ledger/policy.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
-import { type CosignedRows, newestCosigned } from "./cosigned.ts";
-import type { Seal } from "./domain.ts";
+import { type CosignedRow, type CosignedRows, newestCosigned } from "./cosigned.ts";
+import { LedgerBroken, type Seal } from "./domain.ts";
 import type { CheckpointRow } from "./projections.ts";
 
 /** The tree that a bundle's proofs lead to. */
@@ -17,6 +17,16 @@ export interface Cosigning {
 const waitMs = 4_000;
 const pollMs = 100;
 
+const opened = (seal: Pick<Seal, "open">, { size, checkpoint }: CosignedRow): Pick<ShownTree, "size" | "root"> => {
+  try {
+    return { size, root: seal.open(checkpoint).root };
+  } catch (error) {
+    throw new LedgerBroken(`the cosigned checkpoint of size ${size} is not signed by this ledger's key`, {
+      cause: error,
+    });
+  }
+};
+
 /**
  * The newest tree, with its cosignatures where witnesses are asked for them: waited for a little, since what a stranger is given should not
  * rest on the log alone; where they do not come, without.
@@ -31,7 +41,7 @@ export const shownTree = async (
   const untilMs = clock.monotonicMs() + waitMs;
   do {
     const row = await newestCosigned(cosigning.rows, latest.size);
-    if (row) return { checkpoint: row.checkpoint, ...seal.open(row.checkpoint) };
+    if (row) return { checkpoint: row.checkpoint, ...opened(seal, row) };
     await clock.sleep(pollMs, signal);
   } while (clock.monotonicMs() < untilMs && !signal.aborted);
   return latest;
