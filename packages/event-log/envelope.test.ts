@@ -1,6 +1,7 @@
 import { create, type DescMessage, equals, type Message } from "@bufbuild/protobuf";
 import { file_curfew_events_v1_breaches } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
 import { file_curfew_events_v1_common, PositionSchema } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
+import { file_curfew_events_v1_data_subjects } from "@curfew/contracts/gen/curfew/events/v1/data_subjects_pb.ts";
 import { file_curfew_events_v1_evidence } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import { file_curfew_events_v1_revocations } from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
 import {
@@ -138,6 +139,7 @@ describe("an envelope", () => {
 const files = [
   file_curfew_events_v1_breaches,
   file_curfew_events_v1_common,
+  file_curfew_events_v1_data_subjects,
   file_curfew_events_v1_evidence,
   file_curfew_events_v1_revocations,
   file_curfew_events_v1_tokens,
@@ -156,7 +158,11 @@ describe("event types", () => {
     expect(new Set(eventTypes.map((row) => row.type)).size).toBe(eventTypes.length);
     for (const { desc, type, topic } of eventTypes) {
       expect(type).toMatch(/^curfew\.[a-z-]+\.[a-z]+\.v1$/);
-      expect(topic).toBe(`curfew.${desc.file.name.split("/").at(-1)}.v1`);
+      // What concerns people's data stands beside the service's own events: the auditor's, or the verifiers'.
+      const file = desc.file.name.split("/").at(-1) ?? "";
+      expect(file === "data_subjects" ? ["curfew.evidence.v1", "curfew.uses.v1"] : [`curfew.${file}.v1`]).toContain(
+        topic,
+      );
       expect(eventTypeNamed(type)?.desc).toBe(desc);
       expect(eventTypeOf(create(desc)).type).toBe(type);
     }

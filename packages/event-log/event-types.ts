@@ -81,6 +81,7 @@ const known = [
     [evidence.EvidenceDriftFoundSchema, "evidence-drift.found"],
     [evidence.EvidenceDriftEndedSchema, "evidence-drift.ended"],
     [evidence.EvidenceExportedSchema, "evidence.exported"],
+    [evidence.LedgerKeyRotatedSchema, "ledger-key.rotated"],
   ]),
   ...eventsOf(topicNames.evidence, [
     [subjects.LegalHoldPlacedSchema, "legal-hold.placed"],

@@ -2,7 +2,7 @@ import type { KeyObject } from "node:crypto";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Random } from "@curfew/runtime/random.ts";
 import { KeyringError, openKeyFiles } from "./key-files.ts";
-import { parseStored, storedText } from "./keyring.ts";
+import { keyBytes, parseStored, storedText } from "./stored-key.ts";
 
 /**
  * Keys that wrap what a store of personal data holds. They are numbered from 1; everything is wrapped anew under the next one and the one
@@ -28,7 +28,6 @@ export interface EpochKeys {
 
 export const epochActivationMs = 5_000;
 const rescanMs = 1_000;
-const keyBytes = 32;
 const maxNumber = 999_999;
 const fileOf = (number: number) => `epoch-${number}.key`;
 const namePattern = /^epoch-([1-9]\d{0,5})\.key$/;

@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { createHmac, sign, verify } from "node:crypto";
+import { createHmac, type KeyObject, sign, verify } from "node:crypto";
 import { once } from "node:events";
 import {
   chmodSync,
@@ -48,7 +48,7 @@ test("keys are created once, private, and the same after opening again", () => {
     print(first.secretKey("identifiers")),
     print(first.secretKey("epoch-1")),
   ];
-  const signing = first.signingKey("curfew.example/ledger/2026");
+  const signing = first.signingKeys("curfew.example/ledger/2026")[0];
   const again = open();
   const after = [
     print(again.peppers().current.key),
@@ -57,11 +57,11 @@ test("keys are created once, private, and the same after opening again", () => {
   ];
   expect(after).toEqual(before);
   expect(new Set(before).size).toBe(3);
-  const signature = sign(null, Buffer.from("m"), signing.privateKey);
-  expect(verify(null, Buffer.from("m"), again.signingKey("curfew.example/ledger/2026").publicKey, signature)).toBe(
+  const signature = sign(null, Buffer.from("m"), signing.privateKey as KeyObject);
+  expect(verify(null, Buffer.from("m"), again.signingKeys("curfew.example/ledger/2026")[0].publicKey, signature)).toBe(
     true,
   );
-  const next = again.signingKey("curfew.example/ledger/2027").publicKey;
+  const next = again.signingKeys("curfew.example/ledger/2027")[0].publicKey;
   expect(verify(null, Buffer.from("m"), next, signature)).toBe(false);
   expect(statSync(dir).mode & 0o777).toBe(0o700);
   for (const name of readdirSync(dir)) expect(statSync(join(dir, name)).mode & 0o777).toBe(0o600);
@@ -71,7 +71,7 @@ test("keys are created once, private, and the same after opening again", () => {
 test("keys of other uses are no peppers, whichever is made first", () => {
   const keyring = open();
   for (let i = 1; i <= 6; i++) keyring.secretKey(`epoch-${i}`);
-  keyring.signingKey("pepper-1");
+  keyring.signingKeys("pepper-1");
   expect(keyring.peppers().all.map((p) => p.id)).toEqual(["p1"]);
   expect(keyring.rotatePepper().id).toBe("p2");
 });
@@ -125,7 +125,7 @@ test("a new pepper becomes current only after everyone has seen it; a fifth is r
 
 test("nothing of a key shows when anything of the keyring is printed, put into JSON or named in an error", () => {
   const keyring = open();
-  const shown = [keyring, keyring.peppers(), keyring.signingKey("curfew.example"), keyring.secretKey("identifiers")]
+  const shown = [keyring, keyring.peppers(), keyring.signingKeys("curfew.example")[0], keyring.secretKey("identifiers")]
     .map((v) => inspect(v, { depth: 9, showHidden: true }) + JSON.stringify(v) + String(v))
     .join("\n");
   const files = readdirSync(dir).map((name) => readFileSync(join(dir, name), "utf8"));
@@ -147,11 +147,11 @@ test.each([
   const files = ["secret-identifiers.key", "signing-curfew.example.key"].map((name) => join(dir, name));
   const keyring = open();
   keyring.secretKey("identifiers");
-  keyring.signingKey("curfew.example");
+  keyring.signingKeys("curfew.example");
   const damaged = files.map((file) => damage(readFileSync(file, "utf8")));
   for (const [i, file] of files.entries()) writeFileSync(file, damaged[i] ?? "");
   expect(() => open().secretKey("identifiers")).toThrow(KeyringError);
-  expect(() => open().signingKey("curfew.example")).toThrow(KeyringError);
+  expect(() => open().signingKeys("curfew.example")).toThrow(KeyringError);
   expect(files.map((file) => readFileSync(file, "utf8"))).toEqual(damaged);
 });
 
@@ -181,7 +181,7 @@ const startOpener = async (before = "") => {
       const keyring = openKeyring({ dir: process.env.DIR, random: systemRandom, clock: systemClock });
       const print = (key) => createHmac("sha256", key).update("x").digest("hex");
       const keys = [keyring.peppers().current.key, keyring.secretKey("identifiers"), keyring.secretKey("epoch-1")];
-      process.stdout.write(JSON.stringify([...keys.map(print), keyring.signingKey("curfew.example").publicKey.export({ format: "jwk" }).x]) + "\\n");
+      process.stdout.write(JSON.stringify([...keys.map(print), keyring.signingKeys("curfew.example")[0].publicKey.export({ format: "jwk" }).x]) + "\\n");
       process.exit(0);
     });
     process.stdout.write("ready\\n");`
@@ -214,7 +214,7 @@ const answerHere = () => {
   const keys = [keyring.peppers().current.key, keyring.secretKey("identifiers"), keyring.secretKey("epoch-1")].map(
     print,
   );
-  return JSON.stringify([...keys, keyring.signingKey("curfew.example").publicKey.export({ format: "jwk" }).x]);
+  return JSON.stringify([...keys, keyring.signingKeys("curfew.example")[0].publicKey.export({ format: "jwk" }).x]);
 };
 
 test("processes that open at once, two killed while keys are being made, all use the same keys", async () => {

@@ -1,7 +1,9 @@
-import { createHash, createPrivateKey, createPublicKey, createSecretKey, type KeyObject } from "node:crypto";
+import type { KeyObject } from "node:crypto";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Random } from "@curfew/runtime/random.ts";
 import { type KeyFiles, KeyringError, openKeyFiles } from "./key-files.ts";
+import { openSigningKeys, type SigningKeys } from "./signing-keys.ts";
+import { keyBytes, parseStored, type StoredKey, storedText } from "./stored-key.ts";
 
 export interface Pepper {
   /** "p1", "p2", …: stored beside every digest. Never used again after retirement. */
@@ -17,17 +19,11 @@ export interface Peppers {
   readonly all: readonly Pepper[];
 }
 
-/** An Ed25519 pair. Its note texts are made by `signerKeyText` and `verifierKeyText` of packages/ledger. */
-export interface SigningKey {
-  readonly privateKey: KeyObject;
-  readonly publicKey: KeyObject;
-}
-
 /**
  * The keys of a deployment, in a directory that the services of one machine share. A key is created when it is first asked for, so
  * a service causes, and loads, only what it uses. Keys are KeyObjects: printed or put into JSON they show nothing.
  */
-export interface Keyring {
+export interface Keyring extends SigningKeys {
   /** Reads the directory again at most once a second. Throws KeyringError. */
   peppers(): Peppers;
   /**
@@ -37,8 +33,6 @@ export interface Keyring {
   rotatePepper(): Pepper;
   /** Destroys a pepper: every token whose digest was made with it is unknown from then on. Refuses the current and newer ones. */
   retirePepper(id: string): void;
-  /** The Ed25519 key of that name, e.g. the ledger's origin. */
-  signingKey(name: string): SigningKey;
   /** A 32-byte symmetric key by its use: "identifiers" (HMAC). */
   secretKey(name: string): KeyObject;
 }
@@ -47,29 +41,6 @@ export const maxLivePeppers = 4;
 export const pepperActivationMs = 5000;
 const rescanMs = 1000;
 const maxPepperNumber = 999_999;
-const keyBytes = 32;
-/** What makes a PKCS #8 Ed25519 key of a 32-byte seed (RFC 8410). */
-const pkcs8Prefix = Buffer.from("302e020100300506032b657004220420", "hex");
-
-/** A key as it stands in its file. */
-export interface StoredKey {
-  readonly key: KeyObject;
-  readonly createdAtMs: number;
-}
-
-/** One line: format, creation time, key, and a check that tells a damaged file from a wrong key. */
-export const storedText = (createdAtMs: number, key: Uint8Array): string =>
-  `curfew-key-v1 ${createdAtMs} ${Buffer.from(key).toString("base64url")} ${checkOf(key)}\n`;
-const checkOf = (key: Uint8Array): string =>
-  createHash("sha256").update("curfew-key-check\n").update(key).digest("hex").slice(0, 8);
-
-/** Throws KeyringError, which names the file and not its content. */
-export const parseStored = (file: string, text: string): StoredKey => {
-  const m = /^curfew-key-v1 (\d{1,15}) ([0-9A-Za-z_-]{43}) ([0-9a-f]{8})\n$/.exec(text);
-  const key = Buffer.from(m?.[2] ?? "", "base64url");
-  if (!m || key.length !== keyBytes || checkOf(key) !== m[3]) throw new KeyringError(`${file}: damaged key file`);
-  return { key: createSecretKey(key), createdAtMs: Number(m[1]) };
-};
 
 const pepperFile = (n: number): string => `pepper-${n}.key`;
 const pepperName = /^pepper-([1-9]\d{0,5})\.key$/;
@@ -169,19 +140,9 @@ export const openKeyring = (options: {
 }): Keyring => {
   const files = openKeyFiles(options);
   const keys = openStoredKeys(files, options.random, options.clock);
-  const signing = new Map<string, SigningKey>();
   return {
     ...openPeppers(files, keys, options.clock),
-    signingKey: (name) => {
-      const known = signing.get(name);
-      if (known) return known;
-      if (!/^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/.test(name)) throw new KeyringError("not a signing key name");
-      const seed = keys.create(`signing-${encodeURIComponent(name)}.key`).key.export();
-      const privateKey = createPrivateKey({ key: Buffer.concat([pkcs8Prefix, seed]), format: "der", type: "pkcs8" });
-      const key = { privateKey, publicKey: createPublicKey(privateKey) };
-      signing.set(name, key);
-      return key;
-    },
+    ...openSigningKeys(files, options.random, options.clock),
     secretKey: (name) => {
       if (!/^[a-z][a-z0-9-]{0,62}$/.test(name)) throw new KeyringError("not a secret key name");
       return keys.create(`secret-${name}.key`).key;

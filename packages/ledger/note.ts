@@ -74,6 +74,14 @@ export const signNote = (text: string, signers: readonly NoteSigner[]): string =
   return note;
 };
 
+/** The note with a signature line of `signer` at its end, unless it has one. Throws a `NoteError`. */
+export const countersigned = (note: string, signer: NoteSigner): string => {
+  const { text, signatures } = parseNote(note);
+  const { name, keyId } = signer;
+  if (signatures.some((line) => line.name === name && line.keyId === keyId)) return note;
+  return `${note}${formatSignature({ name, keyId, signature: signer.sign(text) })}`;
+};
+
 /** A note with at least one good signature; `signatures` are the good ones, in order, and nobody else's. */
 export type OpenedNote = Note;
 

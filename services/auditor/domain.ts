@@ -52,8 +52,12 @@ export interface Batch {
 /** Signs and opens the checkpoints of this ledger. */
 export interface Seal {
   sign(size: number, root: Uint8Array): string;
-  /** Throws when it is not ours. */
+  /** Throws when it is not ours: signed by the key of its size. */
   open(checkpoint: string): { readonly size: number; readonly root: Uint8Array };
+  /** As it is with the rotations of its key among `records`, the first of which has index `first`. Throws LedgerBroken. */
+  turned(first: number, records: readonly SealedRecord[]): Seal;
+  /** Makes those rotations last: for a batch that is staged. */
+  keep(): void;
 }
 
 /** What is stored contradicts itself or its signature: nothing may be signed on top of it. */
@@ -109,7 +113,7 @@ const batchOf = (before: LedgerHead, leaves: Uint8Array[], records: readonly Sea
     size: frontier.size,
     root,
     frontier: Buffer.concat(frontier.hashes),
-    checkpoint: seal.sign(frontier.size, root),
+    checkpoint: seal.turned(before.size, records).sign(frontier.size, root),
     positions,
     leaves,
   };
@@ -158,7 +162,7 @@ export const replayBatch = (before: LedgerHead, doc: BatchDoc, seal: Seal): Batc
   must(sameHash(Buffer.concat(frontier.hashes), doc.frontier), "its frontier is not that of its leaves");
   const positions = advance(before.positions, records);
   must(samePositions(positions, doc.positions), "its positions are not those of its leaves");
-  const signed = openOwn(doc, seal);
+  const signed = openOwn(doc, seal.turned(before.size, records));
   must(signed.size === doc.size && sameHash(signed.root, root), "its checkpoint is of another tree");
   return { doc, number, records, nodes, head: { batch: number, size: doc.size, frontier, positions } };
 };
@@ -176,7 +180,9 @@ const openOwn = (doc: BatchDoc, seal: Seal) => {
   try {
     return seal.open(doc.checkpoint);
   } catch (error) {
-    throw new LedgerBroken(`${doc._id}: its checkpoint is not signed by this ledger's key`, { cause: error });
+    throw new LedgerBroken(`${doc._id}: its checkpoint is not signed by this ledger's key of that size`, {
+      cause: error,
+    });
   }
 };
 

@@ -94,16 +94,13 @@ const fill = async () => {
 
 const openExporter = async (models = auditor.models, cosigning?: Cosigning) => {
   const follower = await openFollower({ models, seal, clock, log: quiet });
-  const { signer } = auditor.ledger;
   const { outbox } = auditor;
   const exportBundle = openExports({
     models,
     follower,
-    signer,
     seal,
     cosigning,
     authority: identities,
-    verifierKey,
     outbox,
     clock,
     random: systemRandom,

@@ -12,7 +12,7 @@ import type { Collection } from "@curfew/document-store/port.ts";
 import type { Outbox } from "@curfew/event-log/outbox.ts";
 import { HASH_BYTES, leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
-import type { NoteSigner } from "@curfew/ledger/note-key.ts";
+import { countersigned } from "@curfew/ledger/note.ts";
 import { formatPolicy } from "@curfew/ledger/policy.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
 import { proveConsistency, proveInclusion, type ReadNodes } from "@curfew/ledger/tree.ts";
@@ -20,8 +20,9 @@ import { RpcError } from "@curfew/rpc/errors.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { type Random, uuidV7 } from "@curfew/runtime/random.ts";
-import { LedgerBroken, type Seal } from "./domain.ts";
+import { LedgerBroken } from "./domain.ts";
 import type { Follower } from "./follower.ts";
+import type { LedgerSeal } from "./ledger-keys.ts";
 import {
   type CheckpointRow,
   checkpointId,
@@ -39,13 +40,11 @@ export interface ExportParts {
   readonly follower: Pick<Follower, "latest">;
   /** Waits until the positions are sealed; rejects with an RpcError when that takes too long. */
   readonly awaitSealed: (positions: readonly Position[]) => Promise<void>;
-  readonly seal: Pick<Seal, "open">;
+  readonly seal: LedgerSeal;
   /** Undefined: nobody cosigns. */
   readonly cosigning: Cosigning | undefined;
-  readonly signer: NoteSigner;
   /** Who certifies the keys of producers. */
   readonly authority: { readonly caPem: string; readonly trustDomain: string };
-  readonly verifierKey: string;
   readonly outbox: Pick<Outbox, "streams" | "relay">;
   readonly clock: Clock;
   readonly random: Random;
@@ -137,9 +136,10 @@ class Export {
   }
 
   async *bytes({ caller }: CallContext): AsyncGenerator<Uint8Array> {
-    const { models, signer, authority, verifierKey, cosigning, clock } = this.#parts;
+    const { models, seal, authority, cosigning, clock } = this.#parts;
     const { tokenId, caseId, from, to } = this.#request;
     const { size, checkpoint } = this.#tree;
+    const [signer, verifierKey] = [seal.signerAt(size), seal.verifierKeyAt(size)];
     const wanted: Wanted = {
       tokenId,
       caseId,
@@ -216,8 +216,10 @@ class Export {
   async #firstCheckpoint() {
     const row = await this.#parts.models.checkpoints.get(checkpointId(this.#firstBatch));
     if (!row) throw new LedgerBroken(`checkpoint ${this.#firstBatch} has vanished`);
-    const proof = await proveConsistency(row.size, this.#tree.size, this.#readNodes);
-    return { checkpoint: row.checkpoint, size: row.size, proof };
+    const { size } = this.#tree;
+    const proof = await proveConsistency(row.size, size, this.#readNodes);
+    // Signed before the key rotated, perhaps: the bundle is checked by one key.
+    return { checkpoint: countersigned(row.checkpoint, this.#parts.seal.signerAt(size)), size: row.size, proof };
   }
 
   async #record(digest: Uint8Array, entries: number, by: string, atMs: number): Promise<void> {

@@ -26,7 +26,7 @@ const retryMs = 500;
 const maxExportMs = 600_000;
 
 export interface AuditorParts extends ProofParts {
-  readonly ledger: Pick<Ledger, "seal" | "verifierKey" | "signer">;
+  readonly ledger: Pick<Ledger, "seal">;
   readonly follower: Follower;
   readonly health: Pick<EvidenceHealth, "read" | "lag">;
   readonly clock: Clock;
@@ -87,7 +87,7 @@ const listEvents = async ({ models, follower, health }: AuditorParts, request: L
 
 const getCheckpoint = ({ follower, ledger, health }: AuditorParts) => {
   const latest = follower.latest();
-  const { verifierKey } = ledger;
+  const verifierKey = ledger.seal.verifierKeyAt(latest?.size ?? 0);
   const common = { verifierKey, sealed: follower.positions(), lag: health.lag() };
   if (latest) {
     const { checkpoint, root, size } = latest;

@@ -1,7 +1,4 @@
 import { type Collection, StoreUnavailable } from "@curfew/document-store/port.ts";
-import type { SigningKey } from "@curfew/keyring/keyring.ts";
-import { openCheckpoint, signCheckpoint } from "@curfew/ledger/checkpoint.ts";
-import { type NoteSigner, noteSigner, parseVerifierKey, verifierKeyText } from "@curfew/ledger/note-key.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { span, withSpan } from "@curfew/runtime/telemetry.ts";
 import {
@@ -13,17 +10,13 @@ import {
   LedgerBroken,
   type LedgerHead,
   replayBatch,
-  type Seal,
 } from "./domain.ts";
+import type { LedgerSeal } from "./ledger-keys.ts";
 import type { CheckpointRow, Projection, ReadModels } from "./projections.ts";
 
 /** The staged batches in the document store, and what brings the read models up to them. */
 export interface Ledger {
-  readonly seal: Seal;
-  /** Verifier key text (C2SP) of its checkpoints. */
-  readonly verifierKey: string;
-  /** Signs as the ledger what is no checkpoint. */
-  readonly signer: NoteSigner;
+  readonly seal: LedgerSeal;
   /**
    * The last batch, made again and compared, with every batch before it derived. Waits out an unavailable store until `signal` aborts;
    * throws LedgerBroken.
@@ -48,21 +41,6 @@ export class Interrupted extends Error {
   override name = "Interrupted";
 }
 
-/** Signs as `origin`; what it signs it can open. */
-export const sealOf = (origin: string, key: SigningKey): { seal: Seal; verifierKey: string; signer: NoteSigner } => {
-  const signer = noteSigner(origin, key.privateKey);
-  const verifierKey = verifierKeyText(origin, key.publicKey);
-  const verifier = parseVerifierKey(verifierKey);
-  return {
-    verifierKey,
-    signer,
-    seal: {
-      sign: (size, root) => signCheckpoint({ origin, size, root }, [signer]),
-      open: (checkpoint) => openCheckpoint(checkpoint, verifier),
-    },
-  };
-};
-
 /** The first batch with which the ledger has `size` leaves or more, by halving: sizes grow with the numbers. Undefined: there is none yet. */
 export const batchReaching = async (batches: Pick<Collection<BatchDoc>, "get" | "findLatest">, size: number) => {
   const [last] = await batches.findLatest({ order: -1, limit: 1 });
@@ -84,14 +62,12 @@ export const openLedger = (parts: {
   batches: Collection<BatchDoc>;
   models: ReadModels;
   projection: Projection;
-  origin: string;
-  key: SigningKey;
+  seal: LedgerSeal;
   clock: Clock;
   /** Told of each batch once it is derived. */
   published: (row: CheckpointRow) => void;
 }): Ledger => {
-  const { batches, models, projection, clock } = parts;
-  const { seal, verifierKey, signer } = sealOf(parts.origin, parts.key);
+  const { batches, models, projection, seal, clock } = parts;
 
   const patiently = async <T>(signal: AbortSignal, attempt: () => Promise<T>): Promise<T> => {
     for (let backoffMs = firstBackoffMs; ; backoffMs = Math.min(2 * backoffMs, maxBackoffMs)) {
@@ -120,13 +96,14 @@ export const openLedger = (parts: {
     return head;
   };
 
-  const derive = async (before: LedgerHead, batch: Batch, signal: AbortSignal): Promise<void> =>
+  const derive = async (before: LedgerHead, batch: Batch, signal: AbortSignal): Promise<void> => {
+    // Before the rows: whoever reads those needs the key to open them by.
+    seal.turned(before.size, batch.records).keep();
     parts.published(await patiently(signal, () => projection.derive(before, batch)));
+  };
 
   return {
     seal,
-    verifierKey,
-    signer,
     derive,
     async load(signal) {
       let head = await patiently(signal, lastDerived);

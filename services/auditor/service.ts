@@ -24,7 +24,9 @@ import { watchEpochs } from "./epoch-watch.ts";
 import { openFollower } from "./follower.ts";
 import { auditorService } from "./grpc.ts";
 import { openEvidenceHealth } from "./health.ts";
-import { Interrupted, openLedger, sealOf } from "./ledger.ts";
+import { watchKeyRotation } from "./key-rotation.ts";
+import { Interrupted, openLedger } from "./ledger.ts";
+import { ledgerKeys, sealOf } from "./ledger-keys.ts";
 import type { PassRow } from "./passes.ts";
 import { openPeople, type PeopleParts } from "./people.ts";
 import { openProjection, openReadModels } from "./projections.ts";
@@ -154,9 +156,9 @@ const openCore = async (parts: AuditorServiceParts) => {
   const { store, bus, clock, log } = parts;
   await assertNoRebuild(store);
   const origin = parts.origin ?? `${parts.trustDomain}/ledger`;
-  const key = parts.keyring.signingKey(origin);
-  const { seal, verifierKey } = sealOf(origin, key);
-  if (parts.witnessing) checkPolicy(parts.witnessing.policy, verifierKey);
+  const keys = ledgerKeys(parts.keyring, origin);
+  const seal = sealOf(origin, keys);
+  if (parts.witnessing) checkPolicy(parts.witnessing.policy, seal.verifierKeys());
   const waker = openWaker(name, parts);
   const outbox = await openOutbox({ ...parts, service: name, topic: topicNames.evidence, wake: waker.wake });
   const batches = await store.collection<BatchDoc>("batches");
@@ -168,13 +170,15 @@ const openCore = async (parts: AuditorServiceParts) => {
     trust: openProducerTrust(parts),
     report: openGapReporter(outbox, log),
   });
-  const ledger = openLedger({ batches, models, projection, origin, key, clock, published: follower.published });
+  const ledger = openLedger({ batches, models, projection, seal, clock, published: follower.published });
   const drifts = openDriftLog(outbox, log);
   const { latest } = follower;
   const topics = openTopicWatch({ bus, drifts, latest, wanted: wantedSettings(parts.minInsync), clock, log });
   const passes = await store.collection<PassRow>("passes");
   const cosigning = parts.witnessing && { policy: parts.witnessing.policy, rows: await openCosigned(store) };
-  return { waker, outbox, batches, models, follower, ledger, drifts, topics, passes, cosigning };
+  const size = () => latest()?.size ?? 0;
+  const rotateKey = (signal: AbortSignal) => watchKeyRotation({ outbox, keys, origin, size, clock, log }, signal);
+  return { waker, outbox, batches, models, follower, ledger, drifts, topics, passes, cosigning, rotateKey };
 };
 
 /** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */
@@ -224,6 +228,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
       ...reverification({ ...core, files: tiles.files, bus, perSecond, clock, log }),
       (signal) => watchEpochs({ ...core, epochs: parts.epochs, bus, clock, log }, signal),
       ...tiles.works,
+      core.rotateKey,
     ]),
   });
   const closing = new AbortController();

@@ -95,7 +95,8 @@ const placeOf = async (parts: TileLogParts): Promise<Place> => {
     throw new LedgerBroken(
       `the ledger's files have ${size} entries and its store fewer: the store was put back, or is another ledger's`,
     );
-  const staged = size === 0 ? empty.checkpoint : found?.doc.checkpoint;
+  // Whichever key has signed the empty tree.
+  const staged = size === 0 ? note : found?.doc.checkpoint;
   if (staged === undefined || !note.startsWith(staged))
     throw new LedgerBroken(`the ledger's files have another checkpoint of size ${size} than was staged`);
   const kept = witnessed && (await keptOf(witnessed.rows, size, staged));

@@ -77,7 +77,7 @@ const openClient = async (peers: readonly Peer[], quorum: string, allow = peers.
   const lines = peers.map(({ name, vkey, url }) => `witness ${name} ${vkey} ${url}\n`).join("");
   const group = `group any2 2 ${peers.map(({ name }) => name).join(" ")}\n`;
   const policy = parsePolicy(`log ${verifierKey}\n${lines}${peers.length > 1 ? group : ""}quorum ${quorum}\n`);
-  checkPolicy(policy, verifierKey);
+  checkPolicy(policy, [verifierKey]);
   const clock = virtualClock();
   const said: string[] = [];
   const log = {
@@ -286,7 +286,7 @@ describe("the client of witnesses", () => {
   });
 
   it("does not take a policy that cannot be asked, or is another ledger's", () => {
-    const check = (lines: string) => () => checkPolicy(parsePolicy(lines), verifierKey);
+    const check = (lines: string) => () => checkPolicy(parsePolicy(lines), [verifierKey]);
     expect(check(`log ${verifierKey}\nquorum none\n`)).toThrow("the witness policy has no witness");
     expect(check(`log ${verifierKey}\nwitness w1 ${own.vkey}\nquorum w1\n`)).toThrow(
       "witness w1 of the policy has no URL",

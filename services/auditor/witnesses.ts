@@ -66,12 +66,12 @@ export interface Witnesses {
   status(): Promise<WitnessStatus>;
 }
 
-/** Throws ConfigError unless `policy` is for the log of `verifierKey`, and has witnesses that can be reached. */
-export const checkPolicy = (policy: Policy, verifierKey: string): void => {
+/** Throws ConfigError unless `policy` is for the log that signs by `verifierKeys`, and has witnesses that can be reached. */
+export const checkPolicy = (policy: Policy, verifierKeys: readonly string[]): void => {
   const problems: string[] = [];
-  const own = parseVerifierKey(verifierKey);
-  if (!policy.logs.some(({ key }) => key.name === own.name && key.keyId === own.keyId))
-    problems.push(`no log line of the witness policy is this ledger's, which is: log ${verifierKey}`);
+  const own = verifierKeys.map(parseVerifierKey);
+  if (!policy.logs.some(({ key }) => own.some(({ name, keyId }) => key.name === name && key.keyId === keyId)))
+    problems.push(`no log line of the witness policy is this ledger's, which is: log ${verifierKeys[0]}`);
   if (policy.witnesses.length === 0 || policy.witnesses.length > maxWitnesses)
     problems.push(`the witness policy has no witness, or more than ${maxWitnesses}`);
   for (const witness of policy.witnesses)

@@ -5,7 +5,8 @@ import { create } from "@bufbuild/protobuf";
 import { type BatchDoc, emptyHead, makeBatch, maxBatchRecords } from "@curfew/auditor/domain.ts";
 import { openExports } from "@curfew/auditor/export.ts";
 import { openFollower } from "@curfew/auditor/follower.ts";
-import { openLedger, sealOf } from "@curfew/auditor/ledger.ts";
+import { openLedger } from "@curfew/auditor/ledger.ts";
+import { ledgerKeys, sealOf } from "@curfew/auditor/ledger-keys.ts";
 import { openProjection, openReadModels } from "@curfew/auditor/projections.ts";
 import { eventRecord, identities, quiet, tokenId, use } from "@curfew/auditor/testing/rig.ts";
 import { withFile } from "@curfew/bundle/file-source.ts";
@@ -55,8 +56,8 @@ const seed = async ({ store, epochs, keyring }: Stores, size: number): Promise<v
   const models = await openReadModels(store);
   const batches = await store.collection<BatchDoc>("batches");
   const projection = openProjection({ models, epochs, trust: identities.trust, report: async () => undefined });
-  const key = keyring.signingKey(origin);
-  const ledger = openLedger({ batches, models, projection, origin, key, clock, published: () => undefined });
+  const seal = sealOf(origin, ledgerKeys(keyring, origin));
+  const ledger = openLedger({ batches, models, projection, seal, clock, published: () => undefined });
   const chains = new Map<string, ReturnType<typeof openChain>>();
   const ends = new Map<string, number>();
   const recordOf = (topic: string, out: OutRecord): LogRecord => {
@@ -103,7 +104,7 @@ const openService = async ({ store, bus, keyring }: Stores) => {
   const identity = async (path: string) => createIdentitySource(await issue(authority, path));
   const shared = { caPem: authority.certPem, trustDomain, clock };
   const models = await openReadModels(store);
-  const own = { ...sealOf(origin, keyring.signingKey(origin)), cosigning: undefined, authority: shared };
+  const own = { seal: sealOf(origin, ledgerKeys(keyring, origin)), cosigning: undefined, authority: shared };
   const follower = await openFollower({ models, seal: own.seal, clock, log: quiet });
   const outbox = await openOutbox({
     store,
@@ -148,7 +149,7 @@ const openService = async ({ store, bus, keyring }: Stores) => {
     await follower.close();
     await outbox.close();
   };
-  return { rpc: client.rpc, verifierKey: own.verifierKey, close };
+  return { rpc: client.rpc, verifierKey: own.seal.verifierKeyAt(0), close };
 };
 
 async function* piecesOf(answers: AsyncIterable<{ readonly piece: Uint8Array }>) {

@@ -52,6 +52,7 @@ const classOf: Readonly<Record<string, readonly [OcsfClassName, activity: number
   "curfew.signal.joined.v1": ["incident_finding", 2],
   "curfew.evidence-drift.found.v1": ["detection_finding", 1],
   "curfew.evidence-drift.ended.v1": ["detection_finding", 3],
+  "curfew.ledger-key.rotated.v1": ["entity_management", 3],
 };
 
 describe.each(eventTypes)("$type in OCSF", ({ desc, type, topic }) => {

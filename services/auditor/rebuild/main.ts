@@ -11,6 +11,7 @@ import { systemClock } from "@curfew/runtime/clock.ts";
 import { lockDirectory } from "@curfew/runtime/exclusive.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import type { BatchDoc } from "../domain.ts";
+import { ledgerKeys, sealOf } from "../ledger-keys.ts";
 import { type RebuildParts, RebuildRefused, rebuild } from "./rebuild.ts";
 
 /** What `curfew auditor rebuild` runs on the data directory of a suite that is stopped. Answers one line of JSON, and exit code 3 where it refuses. */
@@ -51,8 +52,7 @@ const run = async (dataDir: string) => {
       store,
       epochs: await producers.collection<EpochRow>("epochs"),
       trust: trustOf(readFileSync(caFile, "utf8")),
-      origin,
-      key: openKeyring({ dir: keysDir, ...edges }).signingKey(origin),
+      seal: sealOf(origin, ledgerKeys(openKeyring({ dir: keysDir, ...edges }), origin)),
       ...files,
       clock: systemClock,
     };

@@ -4,6 +4,7 @@ import { isLeaseHeld, type LeaseRow } from "@curfew/event-log/lease.ts";
 import { openProducerTrust } from "@curfew/event-log/producer-key.ts";
 import type { LogFiles } from "@curfew/ledger/directory.ts";
 import type { ServiceParts } from "@curfew/rpc/replica.ts";
+import { ledgerKeys, sealOf } from "../ledger-keys.ts";
 import { RebuildRefused, rebuild } from "./rebuild.ts";
 
 /** Lease under which one replica seals. */
@@ -23,14 +24,10 @@ export const rebuildOnce = async (
   if (await isLeaseHeld(await store.collection<LeaseRow>("leases"), sealLease, clock))
     throw new RebuildRefused("another auditor seals: stop all of them, and start one with CURFEW_REBUILD");
   const origin = how.origin ?? `${parts.trustDomain}/ledger`;
-  const key = parts.keyring.signingKey(origin);
+  const seal = sealOf(origin, ledgerKeys(parts.keyring, origin));
   const { epochs, files } = how;
   const never = new AbortController().signal;
   const trust = openProducerTrust(parts);
-  const rebuilt = await rebuild(
-    { store, epochs, trust, origin, key, ...(files && { files }), clock },
-    () => undefined,
-    never,
-  );
+  const rebuilt = await rebuild({ store, epochs, trust, seal, ...(files && { files }), clock }, () => undefined, never);
   log.warn({ ...rebuilt }, "the read models were made anew: start without CURFEW_REBUILD from now on");
 };

@@ -13,7 +13,6 @@ import { failWrite, faultyStore } from "@curfew/simulation/faulty-store.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import type { BatchDoc } from "../domain.ts";
-import { sealOf } from "../ledger.ts";
 import { openReadModels, type ReadModels } from "../projections.ts";
 import {
   assertOneTree,
@@ -24,8 +23,8 @@ import {
   origin,
   quiet,
   replayAll,
+  seal,
   sendOn,
-  signingKey,
   startAuditor,
   tokenEvent,
   untilSealed,
@@ -70,7 +69,7 @@ const openLedgerOf = async (count: number) => {
   return { world, live: await rowsOf(await openReadModels(world.store)) };
 };
 const rebuilt = (world: Pick<World, "epochs" | "store">, store: DocumentStore = world.store) =>
-  rebuild({ store, epochs: world.epochs, trust, origin, key: signingKey, clock }, () => undefined, going);
+  rebuild({ store, epochs: world.epochs, trust, seal, clock }, () => undefined, going);
 
 describe("read models made anew from the ledger", () => {
   it("are the live ones, row by row, whatever had become of those", async () => {
@@ -148,7 +147,6 @@ describe("a store that is gone", () => {
     const files = openDirectory(dir, { clock, random: systemRandom });
     const batches = await world.store.collection<BatchDoc>("batches");
     const stop = new AbortController();
-    const { seal } = sealOf(origin, signingKey);
     const [last] = await batches.find({ order: -1, limit: 1 });
     const latest = () => Number(last?._id.slice(5));
     const publishing = publishTiles({ files, batches, latest, seal, clock, log: quiet }, stop.signal);
@@ -159,7 +157,7 @@ describe("a store that is gone", () => {
     return { dir, files };
   };
   const fromFiles = (world: World, store: DocumentStore, files: ReturnType<typeof openDirectory>) =>
-    rebuild({ store, epochs: world.epochs, trust, origin, key: signingKey, files, clock }, () => undefined, going);
+    rebuild({ store, epochs: world.epochs, trust, seal, files, clock }, () => undefined, going);
 
   it("comes back from the ledger's files: the same leaves under the same checkpoint, and sealing goes on", async () => {
     const { world, live } = await openLedgerOf(1_200);

@@ -1,11 +1,11 @@
 import type { Collection, Doc, DocumentStore } from "@curfew/document-store/port.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import type { ProducerTrust } from "@curfew/event-log/producer-key.ts";
-import type { SigningKey } from "@curfew/keyring/keyring.ts";
 import type { LogFiles } from "@curfew/ledger/directory.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { BatchDoc } from "../domain.ts";
-import { openLedger, sealOf } from "../ledger.ts";
+import { openLedger } from "../ledger.ts";
+import type { LedgerSeal } from "../ledger-keys.ts";
 import { openProjection, openReadModels } from "../projections.ts";
 import { restage } from "./restage.ts";
 
@@ -46,8 +46,7 @@ export interface RebuildParts {
   readonly store: DocumentStore;
   readonly epochs: Collection<EpochRow>;
   readonly trust: ProducerTrust;
-  readonly origin: string;
-  readonly key: SigningKey;
+  readonly seal: LedgerSeal;
   /** The ledger's files, where the store is gone: batches are staged again from them. */
   readonly files?: LogFiles;
   readonly clock: Clock;
@@ -64,8 +63,7 @@ export const rebuild = async (
   told: (entries: number) => void,
   signal: AbortSignal,
 ): Promise<Rebuilt> => {
-  const { store, epochs, trust, origin, key, files, clock } = parts;
-  const { seal } = sealOf(origin, key);
+  const { store, epochs, trust, seal, files, clock } = parts;
   const batches = await store.collection<BatchDoc>("batches");
   const models = await openReadModels(store);
   const rows = await openRows(store);
@@ -89,7 +87,7 @@ export const rebuild = async (
   }
   const projection = openProjection({ models, epochs, trust, report: async () => undefined });
   const published = ({ size }: { size: number }) => told(size);
-  const ledger = openLedger({ batches, models, projection, origin, key, clock, published });
+  const ledger = openLedger({ batches, models, projection, seal, clock, published });
   const head = await ledger.load(signal);
   await rows.delete(rowId);
   return { batches: head.batch, entries: head.size };

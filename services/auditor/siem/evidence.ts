@@ -93,4 +93,19 @@ export const evidenceTold = {
       }),
     },
   }),
+  "curfew.ledger-key.rotated.v1": ({ origin, oldKey, newKey, ledgerSize }) => ({
+    class: "entity_management",
+    activity: "Update",
+    severity: "Medium",
+    message: `The ledger ${origin} is signed by another key`,
+    correlation: origin,
+    attributes: {
+      ...done,
+      entity: entityOf("Ledger", origin, {
+        old_key: oldKey,
+        new_key: newKey,
+        ledger_size: countOf(ledgerSize),
+      }),
+    },
+  }),
 } satisfies Partial<Tellers>;

@@ -30,7 +30,8 @@ import {
   replayBatch,
 } from "../domain.ts";
 import { openDriftLog } from "../drift-log.ts";
-import { openLedger, sealOf } from "../ledger.ts";
+import { openLedger } from "../ledger.ts";
+import { type LedgerSeal, sealOf } from "../ledger-keys.ts";
 import { entryId, openProjection, openReadModels, readNodes } from "../projections.ts";
 import { openGapReporter } from "../reactions.ts";
 import { sealUntil } from "../sealer.ts";
@@ -44,8 +45,9 @@ export const origin = "test.example/ledger";
 /** The same in every process of a test. */
 const seed = Buffer.from(`302e020100300506032b657004220420${"07".repeat(32)}`, "hex");
 const privateKey = createPrivateKey({ key: seed, format: "der", type: "pkcs8" });
-export const signingKey = { privateKey, publicKey: createPublicKey(privateKey) };
-export const { seal, verifierKey } = sealOf(origin, signingKey);
+const signingKey = { number: 1, privateKey, publicKey: createPublicKey(privateKey), after: -1 };
+export const seal = sealOf(origin, { all: () => [signingKey], follow: () => undefined });
+export const verifierKey = seal.verifierKeyAt(0);
 /** Signs whatever it is given as the ledger. */
 export const signer = noteSigner(origin, privateKey);
 export const bound = { timeout: 20_000, interval: 10 };
@@ -127,7 +129,12 @@ export const openWorld = async () => {
 export type MemoryWorld = Awaited<ReturnType<typeof openWorld>>;
 
 /** One auditor without its server, on its own view of the store. It seals until stopped; no lease holds it back. */
-export const startAuditor = async (world: World, store: DocumentStore = world.store, bus: Bus = world.bus) => {
+export const startAuditor = async (
+  world: World,
+  store: DocumentStore = world.store,
+  bus: Bus = world.bus,
+  sealing: LedgerSeal = seal,
+) => {
   const models = await openReadModels(store);
   const outbox = await openOutbox({
     store,
@@ -152,8 +159,7 @@ export const startAuditor = async (world: World, store: DocumentStore = world.st
     batches,
     models,
     projection,
-    origin,
-    key: signingKey,
+    seal: sealing,
     clock,
     published: () => undefined,
   });
@@ -207,13 +213,13 @@ const allPlaces = async ({ bus }: World): Promise<string[]> => {
 export const sorted = (texts: readonly string[]) => [...texts].sort((a, b) => (a < b ? -1 : 1));
 
 /** Every batch, made again from the first. */
-export const replayAll = async (store: DocumentStore) => {
+export const replayAll = async (store: DocumentStore, sealed: LedgerSeal = seal) => {
   const batches = await store.collection<BatchDoc>("batches");
   const found = [];
   for (let head = emptyHead; ; ) {
     const doc = await batches.get(batchId(head.batch + 1));
     if (!doc) return { batches: found, head };
-    const batch = replayBatch(head, doc, seal);
+    const batch = replayBatch(head, doc, sealed);
     found.push(batch);
     head = batch.head;
   }

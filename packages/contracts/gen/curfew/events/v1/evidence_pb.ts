@@ -16,7 +16,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file curfew/events/v1/evidence.proto.
  */
 export const file_curfew_events_v1_evidence: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2V2aWRlbmNlLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIq8BChBFdmlkZW5jZUdhcEZvdW5kEhAKCHByb2R1Y2VyGAEgASgJEikKBWNhdXNlGAIgASgOMhouY3VyZmV3LmV2ZW50cy52MS5HYXBDYXVzZRIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SGQoRZXhwZWN0ZWRfc2VxdWVuY2UYBCABKAMSFQoNc2Vlbl9zZXF1ZW5jZRgFIAEoAyJHCghDaGFpbkVuZBIRCglwYXJ0aXRpb24YASABKAUSFAoMYWNrbm93bGVkZ2VkGAIgASgDEhIKCmVuZF9vZmZzZXQYAyABKAMimwEKE1Byb2R1Y2VyRXBvY2hDbG9zZWQSEAoIcHJvZHVjZXIYASABKAkSDQoFdG9waWMYAiABKAkSKgoGY2hhaW5zGAMgAygLMhouY3VyZmV3LmV2ZW50cy52MS5DaGFpbkVuZBINCgVlbmRlZBgEIAEoCBIVCg1jZXJ0aWZpY2F0aW9uGAUgASgJEhEKCXNpZ25hdHVyZRgGIAEoDCLbAQoSRXZpZGVuY2VEcmlmdEZvdW5kEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJEhAKCGV4cGVjdGVkGAUgASgJEgwKBHNlZW4YBiABKAkSGQoMbGVkZ2VyX2luZGV4GAcgASgDSACIAQFCDwoNX2xlZGdlcl9pbmRleCKPAQoSRXZpZGVuY2VEcmlmdEVuZGVkEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJIqUCChBFdmlkZW5jZUV4cG9ydGVkEiwKC2V4cG9ydGVkX2J5GAEgASgLMhcuY3VyZmV3LmV2ZW50cy52MS5BY3RvchIQCgh0b2tlbl9pZBgCIAEoCRIPCgdjYXNlX2lkGAMgASgJEigKBGZyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiYKAnRvGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIPCgdlbnRyaWVzGAYgASgDEhMKC2xlZGdlcl9zaXplGAcgASgDEhcKD21hbmlmZXN0X3NoYTI1NhgIIAEoDBIvCgtleHBvcnRlZF9hdBgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAqjQIKCEdhcENhdXNlEhkKFUdBUF9DQVVTRV9VTlNQRUNJRklFRBAAEhIKDkdBUF9DQVVTRV9IT0xFEAESEgoOR0FQX0NBVVNFX0ZPUksQAhIeChpHQVBfQ0FVU0VfVU5LTk9XTl9QUk9EVUNFUhADEhgKFEdBUF9DQVVTRV9TVFJFQU1fR0FQEAQSGQoVR0FQX0NBVVNFX09GRlNFVF9KVU1QEAUSFgoSR0FQX0NBVVNFX09WRVJTSVpFEAYSGwoXR0FQX0NBVVNFX0JBRF9TSUdOQVRVUkUQBxIfChtHQVBfQ0FVU0VfTUlTU0lOR19TSUdOQVRVUkUQCBITCg9HQVBfQ0FVU0VfU0hPUlQQCSrzAQoKRHJpZnRDYXVzZRIbChdEUklGVF9DQVVTRV9VTlNQRUNJRklFRBAAEhcKE0RSSUZUX0NBVVNFX1NFVFRJTkcQARIWChJEUklGVF9DQVVTRV9TSFJVTksQAhIZChVEUklGVF9DQVVTRV9SRUNSRUFURUQQAxIeChpEUklGVF9DQVVTRV9SRUNPUkRfTUlTU0lORxAEEh4KGkRSSUZUX0NBVVNFX1JFQ09SRF9DSEFOR0VEEAUSHwobRFJJRlRfQ0FVU0VfUkVDT1JEX0lOU0VSVEVEEAYSGwoXRFJJRlRfQ0FVU0VfTEVER0VSX0ZJTEUQB2IGcHJvdG8z", [file_curfew_events_v1_common, file_google_protobuf_timestamp]);
+  fileDesc("Ch9jdXJmZXcvZXZlbnRzL3YxL2V2aWRlbmNlLnByb3RvEhBjdXJmZXcuZXZlbnRzLnYxIq8BChBFdmlkZW5jZUdhcEZvdW5kEhAKCHByb2R1Y2VyGAEgASgJEikKBWNhdXNlGAIgASgOMhouY3VyZmV3LmV2ZW50cy52MS5HYXBDYXVzZRIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SGQoRZXhwZWN0ZWRfc2VxdWVuY2UYBCABKAMSFQoNc2Vlbl9zZXF1ZW5jZRgFIAEoAyJHCghDaGFpbkVuZBIRCglwYXJ0aXRpb24YASABKAUSFAoMYWNrbm93bGVkZ2VkGAIgASgDEhIKCmVuZF9vZmZzZXQYAyABKAMimwEKE1Byb2R1Y2VyRXBvY2hDbG9zZWQSEAoIcHJvZHVjZXIYASABKAkSDQoFdG9waWMYAiABKAkSKgoGY2hhaW5zGAMgAygLMhouY3VyZmV3LmV2ZW50cy52MS5DaGFpbkVuZBINCgVlbmRlZBgEIAEoCBIVCg1jZXJ0aWZpY2F0aW9uGAUgASgJEhEKCXNpZ25hdHVyZRgGIAEoDCLbAQoSRXZpZGVuY2VEcmlmdEZvdW5kEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJEhAKCGV4cGVjdGVkGAUgASgJEgwKBHNlZW4YBiABKAkSGQoMbGVkZ2VyX2luZGV4GAcgASgDSACIAQFCDwoNX2xlZGdlcl9pbmRleCKPAQoSRXZpZGVuY2VEcmlmdEVuZGVkEisKBWNhdXNlGAEgASgOMhwuY3VyZmV3LmV2ZW50cy52MS5EcmlmdENhdXNlEg0KBXRvcGljGAIgASgJEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIPCgdzZXR0aW5nGAQgASgJIqUCChBFdmlkZW5jZUV4cG9ydGVkEiwKC2V4cG9ydGVkX2J5GAEgASgLMhcuY3VyZmV3LmV2ZW50cy52MS5BY3RvchIQCgh0b2tlbl9pZBgCIAEoCRIPCgdjYXNlX2lkGAMgASgJEigKBGZyb20YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiYKAnRvGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIPCgdlbnRyaWVzGAYgASgDEhMKC2xlZGdlcl9zaXplGAcgASgDEhcKD21hbmlmZXN0X3NoYTI1NhgIIAEoDBIvCgtleHBvcnRlZF9hdBgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAibAoQTGVkZ2VyS2V5Um90YXRlZBIOCgZvcmlnaW4YASABKAkSDwoHb2xkX2tleRgCIAEoCRIPCgduZXdfa2V5GAMgASgJEhMKC2xlZGdlcl9zaXplGAQgASgDEhEKCXN0YXRlbWVudBgFIAEoCSqNAgoIR2FwQ2F1c2USGQoVR0FQX0NBVVNFX1VOU1BFQ0lGSUVEEAASEgoOR0FQX0NBVVNFX0hPTEUQARISCg5HQVBfQ0FVU0VfRk9SSxACEh4KGkdBUF9DQVVTRV9VTktOT1dOX1BST0RVQ0VSEAMSGAoUR0FQX0NBVVNFX1NUUkVBTV9HQVAQBBIZChVHQVBfQ0FVU0VfT0ZGU0VUX0pVTVAQBRIWChJHQVBfQ0FVU0VfT1ZFUlNJWkUQBhIbChdHQVBfQ0FVU0VfQkFEX1NJR05BVFVSRRAHEh8KG0dBUF9DQVVTRV9NSVNTSU5HX1NJR05BVFVSRRAIEhMKD0dBUF9DQVVTRV9TSE9SVBAJKvMBCgpEcmlmdENhdXNlEhsKF0RSSUZUX0NBVVNFX1VOU1BFQ0lGSUVEEAASFwoTRFJJRlRfQ0FVU0VfU0VUVElORxABEhYKEkRSSUZUX0NBVVNFX1NIUlVOSxACEhkKFURSSUZUX0NBVVNFX1JFQ1JFQVRFRBADEh4KGkRSSUZUX0NBVVNFX1JFQ09SRF9NSVNTSU5HEAQSHgoaRFJJRlRfQ0FVU0VfUkVDT1JEX0NIQU5HRUQQBRIfChtEUklGVF9DQVVTRV9SRUNPUkRfSU5TRVJURUQQBhIbChdEUklGVF9DQVVTRV9MRURHRVJfRklMRRAHYgZwcm90bzM", [file_curfew_events_v1_common, file_google_protobuf_timestamp]);
 
 /**
  * Something that was produced is not there, or something is there that nobody produced.
@@ -342,6 +342,55 @@ export type EvidenceExported = Message<"curfew.events.v1.EvidenceExported"> & {
  */
 export const EvidenceExportedSchema: GenMessage<EvidenceExported> = /*@__PURE__*/
   messageDesc(file_curfew_events_v1_evidence, 5);
+
+/**
+ * The ledger's checkpoints have another key from here on: the tree that holds this record, and every larger one, is signed by the new key.
+ *
+ * @generated from message curfew.events.v1.LedgerKeyRotated
+ */
+export type LedgerKeyRotated = Message<"curfew.events.v1.LedgerKeyRotated"> & {
+  /**
+   * Name of the ledger, and of both keys.
+   *
+   * @generated from field: string origin = 1;
+   */
+  origin: string;
+
+  /**
+   * Verifier key text (C2SP signed note) of the key that signed until now.
+   *
+   * @generated from field: string old_key = 2;
+   */
+  oldKey: string;
+
+  /**
+   * That of the key that signs from now on.
+   *
+   * @generated from field: string new_key = 3;
+   */
+  newKey: string;
+
+  /**
+   * Leaves of the ledger when this was stated: the record lies at this index or a later one.
+   *
+   * @generated from field: int64 ledger_size = 4;
+   */
+  ledgerSize: bigint;
+
+  /**
+   * C2SP signed note by both keys. Its text has five lines: curfew-ledger-key-rotation/v1, then the fields above in order.
+   *
+   * @generated from field: string statement = 5;
+   */
+  statement: string;
+};
+
+/**
+ * Describes the message curfew.events.v1.LedgerKeyRotated.
+ * Use `create(LedgerKeyRotatedSchema)` to create a new message.
+ */
+export const LedgerKeyRotatedSchema: GenMessage<LedgerKeyRotated> = /*@__PURE__*/
+  messageDesc(file_curfew_events_v1_evidence, 6);
 
 /**
  * What is wrong with a producer's chain.
