@@ -97,7 +97,7 @@ export const openDriftLog = ({ streams, relay }: Outbox, log: Pick<Log, "error" 
   const open = async (): Promise<OpenDrift[]> => {
     const drifts: OpenDrift[] = [];
     for (let from = "drift/"; ; ) {
-      const [first] = await streams.commits.findLatest({ from, below: "drift0", limit: 1 });
+      const [first] = await streams.commits.find({ from, below: "drift0", limit: 1 });
       if (!first) return drifts;
       const last = await lastOf(first.stream);
       if (last.open) drifts.push(last.open);

@@ -38,14 +38,19 @@ export const openTopicWatch = (parts: {
 }): TopicWatch => {
   const { bus, drifts, wanted, clock, log } = parts;
 
+  let reachable = true;
+
   /** Undefined: it cannot be asked now. */
   const ask = async (topic: string): Promise<{ state?: TopicState } | undefined> => {
     try {
-      return { state: await bus.describe(topic) };
+      const state = await bus.describe(topic);
+      reachable = true;
+      return { state };
     } catch (error) {
       if (error instanceof BusRefused) return {};
       if (!(error instanceof BusUnavailable)) throw error;
-      log.warn({ topic, err: error }, "the bus cannot be asked how a topic is");
+      if (reachable) log.warn({ topic, err: error }, "the bus cannot be asked how a topic is; trying again");
+      reachable = false;
       return undefined;
     }
   };
@@ -57,7 +62,8 @@ export const openTopicWatch = (parts: {
     const asked = new Set<string>();
     for (const topic of topicsSealed) {
       const answer = await ask(topic);
-      if (!answer) continue;
+      // Each question would wait for its time: the others are for when this one is answered.
+      if (!answer) break;
       asked.add(topic);
       now.push(...compareTopic(topic, answer.state, wanted, sealed));
     }
