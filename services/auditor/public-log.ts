@@ -3,7 +3,7 @@ import { openOutbound } from "@curfew/runtime/outbound.ts";
 import { openCosigned } from "./cosigned.ts";
 import type { Ledger } from "./ledger.ts";
 import type { AuditorServiceParts } from "./service.ts";
-import { publishTiles, type TileLogParts } from "./tile-log.ts";
+import { publishedSize, publishTiles, type TileLogParts } from "./tile-log.ts";
 import { openTileServer } from "./tile-server.ts";
 import { openTimestampRows, openTimestamps } from "./timestamps.ts";
 import { openWitnesses } from "./witnesses.ts";
@@ -39,6 +39,8 @@ export const openPublicLog = async (
   const server = files && ledgerListen && (await openTileServer(files, ledgerListen, log));
   return {
     files,
+    /** What the sealer asks before it signs anything. */
+    guard: { ...(files && { published: () => publishedSize({ files, seal }) }) },
     face: {
       ...(server && { ledgerUrl: server.url }),
       ...(witnessed && { witnesses: witnessed.witnesses.status }),

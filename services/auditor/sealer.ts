@@ -4,7 +4,7 @@ import type { Tenure } from "@curfew/event-log/lease.ts";
 import { aboutLeafBytes } from "@curfew/ledger/leaf.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
-import { type LedgerHead, makeBatch, maxBatchBytes, maxBatchRecords, nextOffset } from "./domain.ts";
+import { LedgerBroken, type LedgerHead, makeBatch, maxBatchBytes, maxBatchRecords, nextOffset } from "./domain.ts";
 import { Interrupted, type Ledger } from "./ledger.ts";
 import type { TopicWatch } from "./topic-watch.ts";
 
@@ -96,6 +96,8 @@ export const sealUntil = async (
     readonly ledger: Ledger;
     readonly bus: Bus;
     readonly topics: Pick<TopicWatch, "sound" | "lost">;
+    /** Size of the published checkpoint; absent: none is published. */
+    readonly published?: () => Promise<number>;
     readonly clock: Clock;
     readonly log: Log;
   },
@@ -120,6 +122,12 @@ export const sealUntil = async (
   /** From the last batch on, with a subscription of its own. */
   const session = async (stop: AbortController): Promise<void> => {
     const head = await ledger.load(stop.signal);
+    const published = (await parts.published?.()) ?? 0;
+    // A store that was put back would sign other trees of sizes that it has signed.
+    if (published > head.size)
+      throw new LedgerBroken(
+        `${published} entries are published and the store has ${head.size}: it was put back, or is another ledger's`,
+      );
     await topics.sound(head.positions, stop.signal);
     if (stop.signal.aborted) return;
     const intake = openIntake(head);

@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
@@ -12,7 +12,7 @@ import { parseVerifierKey } from "@curfew/ledger/note-key.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
 import type { RunningService } from "@curfew/rpc/replica.ts";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import type { EntryRow } from "./projections.ts";
+import { type EntryRow, openReadModels } from "./projections.ts";
 import { bound, eventRecord, sorted, tokenEvent, tokenId, use } from "./testing/rig.ts";
 import { type Client, openSuite, type Suite, undo } from "./testing/suite.ts";
 
@@ -199,6 +199,29 @@ describe("auditor service", () => {
     writeFileSync(join(ledgerDir, "checkpoint"), "no checkpoint\n");
     const second = await suite.start({ ledgerDir, ledgerListen });
     await expect(second.failed).rejects.toMatchObject({ name: "LedgerBroken" });
+  });
+
+  it("signs nothing on a store that was put back behind what is published", async () => {
+    await service.close();
+    const ledgerDir = mkdtempSync(join(tmpdir(), "curfew-ledger-"));
+    undo.push(() => rmSync(ledgerDir, { recursive: true, force: true }));
+    const first = await suite.start({ ledgerDir });
+    await suite.send(topicNames.uses, "verifier/a", [use(1), use(2)]);
+    const published = () => readFileSync(join(ledgerDir, "checkpoint"), "utf8");
+    await vi.waitFor(() => expect(published()).toContain("test.example/ledger\n2\n"), bound);
+    await first.close();
+    const { batches, models } = {
+      batches: await suite.store.collection("batches"),
+      models: await openReadModels(suite.store),
+    };
+    for (const rows of [models.checkpoints, models.keys, models.entries, batches] as const) {
+      const docs = await (rows as typeof batches).find({ limit: 100 });
+      await rows.delete(...docs.map(({ _id }) => _id));
+    }
+    const second = await suite.start({ ledgerDir });
+    await suite.send(topicNames.uses, "verifier/c", [use(3)]);
+    await expect(second.failed).rejects.toMatchObject({ name: "LedgerBroken", message: /was put back/ });
+    expect(await batches.find({ limit: 1 })).toEqual([]);
   });
 
   it("lets nobody in but auditors", async () => {

@@ -224,7 +224,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
     ...contender,
     name: sealLease,
     work: sealing(outbox.compared, broken, (tenure) => [
-      (signal) => sealUntil({ ledger, bus, topics, clock, log }, { ...tenure, signal }),
+      (signal) => sealUntil({ ledger, bus, topics, ...tiles.guard, clock, log }, { ...tenure, signal }),
       ...reverification({ ...core, files: tiles.files, bus, perSecond, clock, log }),
       (signal) => watchEpochs({ ...core, epochs: parts.epochs, bus, clock, log }, signal),
       ...tiles.works,

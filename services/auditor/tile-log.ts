@@ -69,6 +69,10 @@ const standingCheckpoint = async ({ files, seal }: Pick<TileLogParts, "files" | 
   return note === undefined ? undefined : asWritten(() => ({ ...seal.open(note), note }));
 };
 
+/** Size of the published checkpoint; 0: there is none. Rejects with LedgerBroken for one that this ledger did not sign. */
+export const publishedSize = async (parts: Pick<TileLogParts, "files" | "seal">): Promise<number> =>
+  (await standingCheckpoint(parts))?.size ?? 0;
+
 const checkpointFile = (checkpoint: string) => ({ path: CHECKPOINT_PATH, bytes: Buffer.from(checkpoint) });
 
 /** What was kept of a size; it is what was staged, and lines after it. */

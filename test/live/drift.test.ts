@@ -4,7 +4,7 @@ import { driftCauseName } from "@curfew/auditor/drift.ts";
 import { reverifyTopics } from "@curfew/auditor/reverify-topics.ts";
 import { identities, quiet, sendOn, startAuditor, tokenEvent, use, type World } from "@curfew/auditor/testing/rig.ts";
 import { openTopicWatch } from "@curfew/auditor/topic-watch.ts";
-import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { openEpochs } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openKafkaBus } from "@curfew/event-log/kafka.ts";
 import { applyTopics, evidenceSettings } from "@curfew/event-log/topics.ts";
@@ -35,7 +35,7 @@ describe("drift of topics on Kafka", () => {
     const admin = await openAdmin(brokers());
     later(() => admin.disconnect());
     const store = memoryStore();
-    const epochs = await store.collection<EpochRow>("epochs");
+    const epochs = await openEpochs(store);
     const openBus = async () => {
       const settings = {
         clientId: "test",

@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
-import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { openEpochs } from "@curfew/event-log/epochs.ts";
 import { openProducerTrust } from "@curfew/event-log/producer-key.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import { CHECKPOINT_PATH, openDirectory } from "@curfew/ledger/directory.ts";
@@ -50,7 +50,7 @@ const run = async (dataDir: string) => {
     const origin = await originOf({ store, ...files });
     const parts: RebuildParts = {
       store,
-      epochs: await producers.collection<EpochRow>("epochs"),
+      epochs: await openEpochs(producers),
       trust: trustOf(readFileSync(caFile, "utf8")),
       seal: sealOf(origin, ledgerKeys(openKeyring({ dir: keysDir, ...edges }), origin)),
       ...files,

@@ -6,7 +6,7 @@ import { AuditorService } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
 import { openSqliteWriter } from "@curfew/document-store/sqlite-writer.ts";
 import type { OutRecord } from "@curfew/event-log/bus.ts";
-import type { EpochRow } from "@curfew/event-log/epochs.ts";
+import { openEpochs } from "@curfew/event-log/epochs.ts";
 import { siemTopic } from "@curfew/event-log/event-types.ts";
 import { sqliteBus } from "@curfew/event-log/sqlite.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
@@ -27,7 +27,7 @@ export const undo: (() => unknown)[] = [];
 export const openSuite = async () => {
   const store = await openSqliteStore({ file: ":memory:" });
   undo.push(() => store.close());
-  const epochs = await store.collection<EpochRow>("epochs");
+  const epochs = await openEpochs(store);
   const writer = await openSqliteWriter({ file: ":memory:" });
   const bus = await sqliteBus(writer, { epochs, clock, topics: { ...partitions, [siemTopic]: 1 } });
   undo.push(() => bus.close());
