@@ -3,7 +3,7 @@ import { type EpochKey, type EpochKeys, epochActivationMs } from "@curfew/keyrin
 import type { Random } from "@curfew/runtime/random.ts";
 import { epochsIn, fieldOf, type RowKind, unwrap, wrap } from "./epoch-wrap.ts";
 import type { PersonDoc } from "./person-keys.ts";
-import { type PersonalStore, rotatedMark } from "./personal-store.ts";
+import { checkEpochs, type PersonalStore, rotatedMark } from "./personal-store.ts";
 import { type PseudonymDoc, pseudonymBytesOf, pseudonymIn } from "./pseudonyms.ts";
 
 /**
@@ -59,7 +59,10 @@ export const notDestroyed = async ({ persons }: PersonalStore, pseudonyms: Itera
   return found;
 };
 
-/** Wraps a row under `to` and takes away what is wrapped under another. Whether there was something to do. */
+/**
+ * Wraps a row under `to` and takes away what is wrapped under one before. Whether there was something to do. A replica that was paused for
+ * an epoch takes nothing away that is newer than what it knows.
+ */
 const rewrapRow = async (
   rows: Collection<PseudonymDoc> | Collection<PersonDoc>,
   kind: RowKind,
@@ -68,8 +71,10 @@ const rewrapRow = async (
   { to, random }: { readonly to: EpochKey; readonly random: Random },
 ): Promise<boolean> => {
   const field = fieldOf(to.number);
+  const epochs = epochsIn(row);
+  if (epochs.some((epoch) => epoch > to.number)) return false;
   const old = [
-    ...fieldsIn(row).filter((name) => name !== field),
+    ...epochs.filter((epoch) => epoch < to.number).map(fieldOf),
     ...(row.pseudonym === undefined ? [] : ["pseudonym"]),
   ];
   const isThere = Object.hasOwn(row, field);
@@ -115,8 +120,8 @@ export const rewrapAll = async (
 /** How far a rotation of the epoch's key has come, by this process's own clock. */
 export interface Rotation {
   /**
-   * One step: begins the next epoch when the current one's time is about to be over, wraps everything anew until nothing is left to do for
-   * `settleMs`, destroys the old key. Answers the epochs that are over and have no mark yet in this store: their keys are gone.
+   * One step: begins the next epoch when the current one's time is about to be over, wraps everything anew, looks again every `settleMs`
+   * until there was nothing to do, destroys the old key. Answers the epochs that are over and have no mark yet in this store: their keys are gone.
    */
   step(): Promise<readonly number[]>;
 }
@@ -134,23 +139,24 @@ export const openRotation = (parts: {
 }): Rotation => {
   const { store, epochMs, settleMs, random, clock } = parts;
   const { epochs, marks } = store;
-  let quietSinceMs: number | undefined;
+  let lookedMs: number | undefined;
 
   const wrapAnew = async (old: number): Promise<void> => {
     const beganMs = clock.monotonicMs();
+    if (lookedMs !== undefined && beganMs - lookedMs < settleMs) return;
     const { changed } = await rewrapAll(store, random);
-    if (changed > 0 || quietSinceMs === undefined) quietSinceMs = beganMs;
-    // What was written late is found by a look that began after it; then nothing writes under the old key any more.
-    if (changed === 0 && beganMs - quietSinceMs >= settleMs) {
+    // What was written late is found by the next look; where there is nothing, nobody writes under the old key any more.
+    if (lookedMs !== undefined && changed === 0) {
       epochs.destroy(old);
-      quietSinceMs = undefined;
-    }
+      lookedMs = undefined;
+    } else lookedMs = beganMs;
   };
 
   return {
     async step() {
       const [newest, old] = epochs.live();
-      if (newest && !old && clock.now() >= newest.createdAtMs + epochMs - epochMs / leadPart) epochs.begin();
+      if (newest && !old && clock.now() >= newest.createdAtMs + epochMs - epochMs / leadPart)
+        await checkEpochs(store, [epochs.begin()]);
       // Everybody has seen it by twice the time after which it is current.
       if (newest && old && clock.now() >= newest.createdAtMs + 2 * epochActivationMs) await wrapAnew(old.number);
       const oldest = epochs.live().at(-1)?.number ?? 1;

@@ -1,6 +1,7 @@
-import type { KeyObject } from "node:crypto";
+import { createHmac, type KeyObject } from "node:crypto";
 import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
-import { type EpochKeys, openEpochKeys } from "@curfew/keyring/epoch-keys.ts";
+import { type EpochKey, type EpochKeys, openEpochKeys } from "@curfew/keyring/epoch-keys.ts";
+import { KeyringError } from "@curfew/keyring/key-files.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Random } from "@curfew/runtime/random.ts";
@@ -9,8 +10,8 @@ import type { PseudonymDoc } from "./pseudonyms.ts";
 
 /** An instance that keeps something of people in memory, and when it last said that it lives (its own clock, for people who look). */
 export type HolderDoc = { _id: string; seenMs: number };
-/** `rotated/<epoch>`: everything in this store was wrapped anew when that epoch ended. */
-export type MarkDoc = { _id: string };
+/** `rotated/<epoch>`: everything in this store was wrapped anew when that epoch ended. `epoch/<epoch>`: which key it has. */
+export type MarkDoc = { _id: string; check?: string };
 
 /** The store of personal data and the keys without which it says nothing. Verifiers insert and read; the auditor also deletes. */
 export interface PersonalStore {
@@ -28,6 +29,27 @@ export const keptMs = 300_000;
 
 export const rotatedMark = (epoch: number): string => `rotated/${String(epoch).padStart(6, "0")}`;
 
+/**
+ * Throws KeyringError where another key was used under the same number: with a directory that is not shared, or an old one, everything would
+ * look as if its key had been destroyed.
+ */
+export const checkEpochs = async (
+  { marks }: Pick<PersonalStore, "marks">,
+  keys: readonly EpochKey[],
+): Promise<void> => {
+  for (const { number, key } of keys) {
+    const check = createHmac("sha256", key).update("curfew/epoch-check/v1").digest("hex");
+    const _id = `epoch/${String(number).padStart(6, "0")}`;
+    const known = (await marks.get(_id))?.check;
+    if (known === check) continue;
+    if (known === undefined && (await marks.insert({ _id, check })) === "inserted") continue;
+    if ((await marks.get(_id))?.check === check) continue;
+    throw new KeyringError(
+      `epoch-${number}.key is not the key that the personal store was filled with: verifiers and auditor share one directory of its keys`,
+    );
+  }
+};
+
 /** `keysDir` is shared by all that work on the store, and no part of its backups. Throws NotPrivate, or KeyringError. */
 export const openPersonalStore = async (options: {
   readonly store: DocumentStore;
@@ -36,12 +58,15 @@ export const openPersonalStore = async (options: {
   readonly clock: Clock;
 }): Promise<PersonalStore> => {
   const { store, keysDir: dir, random, clock } = options;
-  return {
+  const epochs = openEpochKeys({ dir, random, clock });
+  const personal: PersonalStore = {
     identities: await store.collection<PseudonymDoc>("identities"),
     persons: await store.collection<PersonDoc>("persons"),
     holders: await store.collection<HolderDoc>("holders"),
     marks: await store.collection<MarkDoc>("marks"),
     identifierKey: openKeyring({ dir, random, clock }).secretKey("identifiers"),
-    epochs: openEpochKeys({ dir, random, clock }),
+    epochs,
   };
+  await checkEpochs(personal, epochs.live());
+  return personal;
 };

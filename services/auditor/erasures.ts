@@ -96,7 +96,10 @@ class Book {
 }
 
 /** Acknowledgements, out of the ledger: they come on the topic of uses, and are sealed like everything. */
-const openAcknowledgements = ({ models, sealedSize }: Pick<ErasureParts, "models" | "sealedSize">) => {
+const openAcknowledgements = (
+  { models, sealedSize }: Pick<ErasureParts, "models" | "sealedSize">,
+  isOpen: (pseudonym: string) => boolean,
+) => {
   const byPerson = new Map<string, Set<string>>();
   let next = 0;
   return {
@@ -112,7 +115,7 @@ const openAcknowledgements = ({ models, sealedSize }: Pick<ErasureParts, "models
         const rows = await models.entries.find(page);
         for (const row of rows) {
           const { pseudonym, consumer } = messageOf(decodeLeaf(row.leaf)) as ErasureAcknowledged;
-          byPerson.set(pseudonym, (byPerson.get(pseudonym) ?? new Set()).add(consumer));
+          if (isOpen(pseudonym)) byPerson.set(pseudonym, (byPerson.get(pseudonym) ?? new Set()).add(consumer));
         }
         const last = rows.at(-1);
         next = last && rows.length === rowsPerRead ? Number(last._id) + 1 : size;
@@ -217,7 +220,7 @@ class ErasureTenure {
   constructor(parts: ErasureParts, book: Book) {
     this.#parts = parts;
     this.#book = book;
-    this.#acknowledgements = openAcknowledgements(parts);
+    this.#acknowledgements = openAcknowledgements(parts, (pseudonym) => book.open.has(pseudonym));
     const { personal: store, settings, random, clock } = parts;
     this.#rotation = openRotation({ store, ...settings, random, clock });
   }
@@ -280,6 +283,8 @@ class ErasureTenure {
     if (!row?.destroyed) return undefined; // asked for since
     // After the rows are gone: an instance that is not here yet finds nothing.
     const holders = await personal.holders.find({ limit: maxConsumers });
+    if (holders.length >= maxConsumers)
+      throw new Error(`${maxConsumers} instances or more: they cannot all be waited for`);
     const [newest] = personal.epochs.live();
     if (!newest) throw new Error("there is no epoch key");
     return {
