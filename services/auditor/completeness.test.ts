@@ -1,15 +1,21 @@
 import { fromBinary } from "@bufbuild/protobuf";
-import { EvidenceGapFoundSchema, GapCause } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
+import {
+  EvidenceGapFoundSchema,
+  GapCause,
+  GapCauseSchema,
+} from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
 import type { Bus, InRecord, OutRecord } from "@curfew/event-log/bus.ts";
-import { openChain } from "@curfew/event-log/chain.ts";
+import { headerOf, openChain, signatureHeader } from "@curfew/event-log/chain.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { beginEpoch } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
+import { createProducerKey } from "@curfew/event-log/producer-key.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import { memoryBus } from "@curfew/simulation/memory-bus.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, describe, expect, it, vi } from "vitest";
+import { closingOfRow } from "./epoch-watch.ts";
 import { openReadModels } from "./projections.ts";
 import { bound, clock, identities, partitions, replayAll, startAuditor, tokenEvent, use } from "./testing/rig.ts";
 
@@ -68,7 +74,7 @@ const openForgedWorld = async (before?: { epochs: Collection<EpochRow>; store: D
   closers.push(() => auditor.close());
   const gaps = () => {
     const seen = new Map<string, InRecord>();
-    for (const record of own.records(topicNames.evidence))
+    for (const record of own.records(topicNames.evidence).filter(isGap))
       seen.set(record.headers.find(([name]) => name === "ce_id")?.[1] ?? "", record);
     return [...seen.values()].map((record) => fromBinary(EvidenceGapFoundSchema, record.value));
   };
@@ -77,6 +83,7 @@ const openForgedWorld = async (before?: { epochs: Collection<EpochRow>; store: D
   return {
     epochs,
     store,
+    outbox: auditor.outbox,
     gaps,
     sealed,
     /** Puts records on a topic, each at the next offset of its partition unless it says otherwise. */
@@ -97,6 +104,7 @@ const openForgedWorld = async (before?: { epochs: Collection<EpochRow>; store: D
   };
 };
 
+const isGap = (record: InRecord) => headerOf(record, "ce_type") === "curfew.evidence-gap.found.v1";
 const { tokens, uses } = topicNames;
 
 describe("completeness", () => {
@@ -183,6 +191,88 @@ describe("completeness", () => {
       [foreign, GapCause.UNKNOWN_PRODUCER],
       ["", GapCause.UNKNOWN_PRODUCER],
     ]);
+  });
+
+  describe("of a producer that signs", () => {
+    /** An epoch with its row, as a producer of uses begins it. */
+    const signing = async (epochs: Collection<EpochRow>, name = "verifier/a") => {
+      const keys = new Map<string, ReturnType<typeof createProducerKey>>();
+      const producer = await beginEpoch(epochs, name, uses, (id) => {
+        keys.set(
+          id,
+          createProducerKey(id, uses, () => identities.identity("verifier")),
+        );
+        return { key: keys.get(id)?.certification() ?? "" };
+      });
+      const key = keys.get(producer) as ReturnType<typeof createProducerKey>;
+      return { producer, key, chain: openChain(uses, producer, key) };
+    };
+    const found = (world: { gaps(): { producer: string; cause: GapCause }[] }) =>
+      world.gaps().map(({ producer, cause }) => `${producer} ${GapCauseSchema.value[cause]?.localName}`);
+
+    it("records a signature that is not its own, also where the auditor has been started anew in between", async () => {
+      const world = await openForgedWorld();
+      const { producer, chain } = await signing(world.epochs);
+      world.put(uses, ...chain.linkSend([use(1), use(2)]), ...chain.linkSend([use(3)]));
+      await world.until(3);
+      expect(world.gaps()).toEqual([]);
+      for (const close of closers.splice(0)) await close();
+      const again = await openForgedWorld(world);
+      // The right number and the right hash before it: whoever may write to the topic knows both.
+      const forged = chain.link(use(4));
+      const other = await signing(world.epochs, "verifier/other");
+      const headers = { ...forged.headers, [signatureHeader]: other.key.sign(["ab".repeat(32)]) };
+      again.put(uses, { ...forged, headers, offset: 3 });
+      await again.untilGaps(1);
+      expect(found(again)).toEqual([`${producer} BAD_SIGNATURE`]);
+    });
+
+    it("records a chain of its service that begins without signatures, also by a row without a key", async () => {
+      const world = await openForgedWorld();
+      const { chain } = await signing(world.epochs);
+      world.put(uses, ...chain.linkSend([use(1)]));
+      await world.until(1);
+      for (const close of closers.splice(0)) await close();
+      const again = await openForgedWorld(world);
+      const forged = openChain(uses, await beginEpoch(world.epochs, "verifier/forged", uses));
+      again.put(uses, { ...forged.link(use(2)), offset: 1 });
+      await again.untilGaps(1);
+      expect(found(again)).toEqual(["verifier/forged/1 MISSING_SIGNATURE"]);
+    });
+
+    it("records a chain without signatures of a producer whose row has a key, and a name that another service uses", async () => {
+      const world = await openForgedWorld();
+      const { producer } = await signing(world.epochs);
+      world.put(uses, openChain(uses, producer).link(use(1)));
+      const stolen = await beginEpoch(world.epochs, "verifier/stolen", uses);
+      const key = createProducerKey(stolen, uses, () => identities.identity("issuer"));
+      world.put(uses, ...openChain(uses, stolen, key).linkSend([use(2)]));
+      await world.untilGaps(2);
+      expect(found(world)).toEqual([`${producer} MISSING_SIGNATURE`, `${stolen} UNKNOWN_PRODUCER`]);
+    });
+
+    it("records that its last record is unsigned when it is closed, and a closing that is not its own", async () => {
+      const world = await openForgedWorld();
+      const one = await signing(world.epochs, "verifier/one");
+      const two = await signing(world.epochs, "verifier/two");
+      world.put(
+        uses,
+        ...one.chain.linkSend([use(1, 0)]),
+        one.chain.link(use(2, 0)),
+        ...two.chain.linkSend([use(3, 1)]),
+      );
+      const state = { acknowledged: { 0: 1 } };
+      for (const { producer } of [one, two]) {
+        const row = (await world.epochs.get(producer)) as EpochRow;
+        // Of both the word of the first.
+        const closing = closingOfRow({ ...row, ...state, signature: one.key.signState(state) }, [2, 1, 0]);
+        await world.outbox.streams.append(`epochs/${producer}`, { version: 0, sequence: 0 }, [closing]);
+      }
+      await world.untilGaps(2);
+      expect(new Set(found(world))).toEqual(
+        new Set(["verifier/one/1 MISSING_SIGNATURE", "verifier/two/1 BAD_SIGNATURE"]),
+      );
+    });
   });
 
   it("records a gap in a stream's own numbers, and none where an event comes twice", async () => {
