@@ -54,7 +54,7 @@ describe("a changed bundle", () => {
       if ((await refusalOf(changed(bundle, at, 1 + random.below(255)))) === "") passed.push(at);
     expect(passed).toEqual([]);
     expect(await refusalOf(bundle)).toBe("");
-  });
+  }, 180_000);
 
   it(`is refused wherever it was cut, or grew by a byte (seed ${seed})`, async () => {
     const random = seededRandom(seed);
@@ -79,7 +79,7 @@ describe("a changed bundle", () => {
       expect({ name, status: script.status }).toEqual({ name, status: 1 });
       expect(script.stderr).toMatch(/^NOT VERIFIED: /);
     }
-  });
+  }, 180_000);
 
   it("is refused without one of its files, with a file twice, and with any two in each other's place", async () => {
     for (const [i, [name]] of files.entries()) {
@@ -214,7 +214,7 @@ it("a bundle of 500 MB is written, and read again, in bounded memory", () => {
   // Its tree is made up: that is found after every byte was read.
   expect(verdict).toMatch(/checkpoints\/consistency: the tree of checkpoint does not begin with/);
   expect(maxRssKiB).toBeLessThan(256 * 1024);
-});
+}, 180_000);
 
 const inChild = (path: string): { verdict: string; maxRssKiB: number } =>
   JSON.parse(

@@ -556,7 +556,8 @@ describe("people decide", () => {
     const second = await rig.start();
     const again = await second.dora.draftNotification(request);
     expect(again.json).toBe(draft.json);
-    expect((await notifier.dora.draftNotification({ requestId: requestId(), caseId })).json).not.toBe(draft.json);
+    const newer = await notifier.dora.draftNotification({ requestId: requestId(), caseId });
+    expect(newer.json).not.toBe(draft.json);
     await expect(reasonOf(second.dora.draftNotification({ ...request, controller: "acme" }))).resolves.toBe(
       "INVALID_ARGUMENT REQUEST_ID_REUSED",
     );
@@ -564,6 +565,12 @@ describe("people decide", () => {
     const [event] = drafted.map((e) => e.message as NotificationDrafted);
     expect(drafted).toHaveLength(2);
     expect(Buffer.from(event?.draftSha256 ?? []).toString("hex")).toBe(hash("sha256", draft.json));
+    // What is listed is the newest whose event was read, with where it stands.
+    const listed = async () => (await second.dora.listDrafts({ caseId })).drafts;
+    await expect.poll(async () => (await listed()).map(({ json }) => json), { timeout: 20_000 }).toEqual([newer.json]);
+    const offset = BigInt(drafted[1]?.record.offset ?? -1);
+    expect(await listed()).toMatchObject([{ controller: "acme", position: { topic: "curfew.breaches.v1", offset } }]);
+    await expect(reasonOf(second.dora.listDrafts({ caseId: "case/none/1" }))).resolves.toBe("NOT_FOUND CASE_NOT_FOUND");
   });
 
   it("a draft for each controller that was touched, with its own numbers only", async () => {
