@@ -176,9 +176,20 @@ class Export {
     });
   }
 
+  /** The proofs of each group are made while the one before it is written. */
   async *#entries(first: EntryRow[], rest: AsyncIterable<EntryRow[]>): AsyncGenerator<BundleEntry> {
-    yield* await Promise.all(first.map((row) => this.#proven(row)));
-    for await (const group of rest) yield* await Promise.all(group.map((row) => this.#proven(row)));
+    const prove = (rows: EntryRow[]): Promise<BundleEntry[]> => {
+      const proven = Promise.all(rows.map((row) => this.#proven(row)));
+      proven.catch(() => undefined); // seen when it is this group's turn, if that still comes
+      return proven;
+    };
+    let next = prove(first);
+    for await (const group of rest) {
+      const current = await next;
+      next = prove(group);
+      yield* current;
+    }
+    yield* await next;
   }
 
   async #proven({ _id, leaf }: EntryRow): Promise<BundleEntry> {
