@@ -1,3 +1,4 @@
+import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import type {
   GetEventRequest,
   ProveConsistencyRequest,
@@ -13,6 +14,7 @@ import { RpcError } from "@curfew/rpc/errors.ts";
 import { type BatchDoc, batchId, LedgerBroken, nextOffset } from "./domain.ts";
 import { sealedEvent } from "./event-view.ts";
 import type { Follower } from "./follower.ts";
+import { type OutsideClocks, outsideTimes } from "./outside-times.ts";
 import { type CheckpointRow, checkpointId, entryId, eventKey, type ReadModels, readNodes } from "./projections.ts";
 import { batchPast } from "./sealed-places.ts";
 
@@ -21,6 +23,7 @@ export interface ProofParts {
   readonly batches: Pick<Collection<BatchDoc>, "get">;
   readonly models: ReadModels;
   readonly follower: Pick<Follower, "latest">;
+  readonly clocks: OutsideClocks;
 }
 
 const notFound = (message: string) => new RpcError({ status: "NOT_FOUND", reason: "EVENT_NOT_FOUND", message });
@@ -80,7 +83,13 @@ export const getEvent = async (parts: ProofParts, request: GetEventRequest) => {
   const inclusionProof = await fromRows(`leaf ${index}`, () => proveInclusion(index, size, nodes));
   if (!verifyInclusion(index, size, leafHash(row.leaf), inclusionProof, root))
     throw new LedgerBroken(`leaf ${index} is not the one that was sealed`);
-  return { event: sealedEvent(row), leaf: row.leaf, inclusionProof, checkpoint };
+  const { notBeforeMs, notAfterMs, stampedMs } = await outsideTimes(parts.clocks, index);
+  const outside = {
+    ...(notBeforeMs !== undefined && { notBefore: timestampFromMs(notBeforeMs) }),
+    ...(notAfterMs !== undefined && { notAfter: timestampFromMs(notAfterMs) }),
+    ...(stampedMs !== undefined && { stamped: timestampFromMs(stampedMs) }),
+  };
+  return { event: sealedEvent(row), leaf: row.leaf, inclusionProof, checkpoint, outside };
 };
 
 /** A batch that ended at `size`, by halving; undefined: none did. */

@@ -38,7 +38,7 @@ import { defaultPerSecond, reverification } from "./reverification.ts";
 import { sealUntil } from "./sealer.ts";
 import { publishSiem } from "./siem/publisher.ts";
 import type { Timestamping } from "./timestamp-settings.ts";
-import type { TimestampStatus } from "./timestamps.ts";
+import { openTimestampRows, type TimestampStatus } from "./timestamps.ts";
 import { openTopicWatch } from "./topic-watch.ts";
 import type { Witnessing } from "./witness-settings.ts";
 import { checkPolicy, type WitnessStatus } from "./witnesses.ts";
@@ -176,9 +176,10 @@ const openCore = async (parts: AuditorServiceParts) => {
   const topics = openTopicWatch({ bus, drifts, latest, wanted: wantedSettings(parts.minInsync), clock, log });
   const passes = await store.collection<PassRow>("passes");
   const cosigning = parts.witnessing && { policy: parts.witnessing.policy, rows: await openCosigned(store) };
+  const clocks = { cosigning, stamped: parts.timestamping && (await openTimestampRows(store)) };
   const size = () => latest()?.size ?? 0;
   const rotateKey = (signal: AbortSignal) => watchKeyRotation({ outbox, keys, origin, size, clock, log }, signal);
-  return { waker, outbox, batches, models, follower, ledger, drifts, topics, passes, cosigning, rotateKey };
+  return { waker, outbox, batches, models, follower, ledger, drifts, topics, passes, cosigning, clocks, rotateKey };
 };
 
 /** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */

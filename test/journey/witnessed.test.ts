@@ -55,8 +55,20 @@ timestamps: { url: "${authority.url}", ca_file: ${tsa.caFile}, allow: ["${author
   return openSuite({ dataDir: join(dir, "data"), config, port: 0, reflection: false, log });
 };
 
+const audit = (...args: string[]) => [
+  main,
+  "audit",
+  ...args,
+  "-o",
+  "json",
+  "--as",
+  "person/dana",
+  "--data",
+  join(dir, "data"),
+];
+
 const health = async () => {
-  const args = [main, "audit", "health", "-o", "json", "--as", "person/dana", "--data", join(dir, "data")];
+  const args = audit("health");
   const out = await run(process.execPath, args).then(
     ({ stdout }) => stdout,
     // Its exit code is that of the verdicts, of which some are not known yet.
@@ -96,6 +108,13 @@ it("says which key the policy must name, and then publishes what the witness has
     witnesses: { quorum: "held", cosignedSize: expect.any(Number), answers: [{ name: "w1", outcome: "cosigned" }] },
     timestamps: { size: expect.any(Number), time: expect.stringMatching(/^\d{4}-/), failing: "" },
   });
+
+  // When the first event came, by others' clocks: the witness's, and the authority's.
+  const { stdout } = await run(process.execPath, audit("show", "0"));
+  const shown = JSON.parse(stdout) as Readonly<Record<string, string>>;
+  expect(shown).toMatchObject({ index: 0, proof: expect.stringContaining("holds") });
+  expect(Date.parse(shown.cosignedWithIt ?? "")).toBeGreaterThan(Date.now() - 180_000);
+  expect(Date.parse(shown.stampedWithIt ?? "")).toBeGreaterThan(Date.now() - 180_000);
 
   // The witness is lost; whatever is sealed then is not public, and that is said.
   await witness.stop();

@@ -1,5 +1,5 @@
 import { fromBinary } from "@bufbuild/protobuf";
-import { timestampDate, timestampFromDate } from "@bufbuild/protobuf/wkt";
+import { type Timestamp, timestampDate, timestampFromDate } from "@bufbuild/protobuf/wkt";
 import {
   AuditorService,
   type GetEventResponse,
@@ -123,6 +123,17 @@ const provenTreeSize = (answer: GetEventResponse, verifierKey: string): number |
   }
 };
 
+/** When it came to the ledger, by the clocks of others; nothing where nobody is asked. */
+const outsideRow = ({ outside }: GetEventResponse) => {
+  const timeOf = (at: Timestamp | undefined) => at && timestampDate(at).toISOString();
+  const [after, by, stamped] = [timeOf(outside?.notBefore), timeOf(outside?.notAfter), timeOf(outside?.stamped)];
+  return {
+    ...(after && { cosignedWithoutIt: after }),
+    ...(by && { cosignedWithIt: by }),
+    ...(stamped && { stampedWithIt: stamped }),
+  };
+};
+
 const show = buildCommand({
   docs: { brief: "Show an event and check its inclusion proof. Exit 1: the proof does not hold" },
   parameters: {
@@ -146,6 +157,7 @@ const show = buildCommand({
         ...rowOf(answer.event),
         body: JSON.parse(answer.event.json),
         proof: treeSize === undefined ? "DOES NOT HOLD" : `holds in the signed tree of ${treeSize} entries`,
+        ...outsideRow(answer),
       });
       if (treeSize === undefined) throw new CommandFailed(exitCode.no, "the inclusion proof does not hold");
     }),

@@ -17,7 +17,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file curfew/auditor/v1/auditor.proto.
  */
 export const file_curfew_auditor_v1_auditor: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jdXJmZXcvYXVkaXRvci92MS9hdWRpdG9yLnByb3RvEhFjdXJmZXcuYXVkaXRvci52MSL6AgoRTGlzdEV2ZW50c1JlcXVlc3QSGgoJcGFnZV9zaXplGAEgASgFQge6SAQaAigAEhwKCnBhZ2VfdG9rZW4YAiABKAlCCLpIBXIDGIACEhkKCHRva2VuX2lkGAMgASgJQge6SARyAhhAEhYKBHR5cGUYBCABKAlCCLpIBXIDGIABEhcKBnNvdXJjZRgFIAEoCUIHukgEcgIYQBIoCgRmcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBImCgJ0bxgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNgoIYXRfbGVhc3QYCCADKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uQgi6SAWSAQIQEBIZCgdzdWJqZWN0GAkgASgJQgi6SAVyAxiAAhIZCgdzZXJ2aWNlGAogASgJQgi6SAVyAxiAARIfCg1kYXRhX2NhdGVnb3J5GAsgASgJQgi6SAVyAxiAASKXAQoSTGlzdEV2ZW50c1Jlc3BvbnNlEi4KBmV2ZW50cxgBIAMoCzIeLmN1cmZldy5hdWRpdG9yLnYxLlNlYWxlZEV2ZW50EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCRITCgtsZWRnZXJfc2l6ZRgDIAEoAxIjCgNsYWcYBCABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWci1QEKC1NlYWxlZEV2ZW50EhAKCGV2ZW50X2lkGAEgASgJEg0KBWluZGV4GAIgASgDEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIMCgR0eXBlGAQgASgJEg4KBnNvdXJjZRgFIAEoCRIPCgdzdWJqZWN0GAYgASgJEigKBHRpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCHRva2VuX2lkGAggASgJEgwKBGpzb24YCSABKAkiiwEKD0dldEV2ZW50UmVxdWVzdBIeCghldmVudF9pZBgBIAEoCUIKukgHcgUQARiAAUgAEhgKBWluZGV4GAIgASgDQge6SAQiAigASAASLgoIcG9zaXRpb24YAyABKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uSABCDgoFd2hpY2gSBbpIAggBIqEBChBHZXRFdmVudFJlc3BvbnNlEi0KBWV2ZW50GAEgASgLMh4uY3VyZmV3LmF1ZGl0b3IudjEuU2VhbGVkRXZlbnQSDAoEbGVhZhgCIAEoDBIXCg9pbmNsdXNpb25fcHJvb2YYAyADKAwSEgoKY2hlY2twb2ludBgEIAEoCRIjCgNsYWcYBSABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWci+QEKE0V4cG9ydEJ1bmRsZVJlcXVlc3QSGQoIdG9rZW5faWQYASABKAlCB7pIBHICGEASGQoHY2FzZV9pZBgCIAEoCUIIukgFcgMYgAISKAoEZnJvbRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASJgoCdG8YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiIKBmRyYWZ0cxgFIAMoCUISukgPkgEMEBAiCHIGEAEogIAQEjYKCGF0X2xlYXN0GAYgAygLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbkIIukgFkgECEBAiJQoURXhwb3J0QnVuZGxlUmVzcG9uc2USDQoFcGllY2UYASABKAwiFgoUR2V0Q2hlY2twb2ludFJlcXVlc3QirgEKFUdldENoZWNrcG9pbnRSZXNwb25zZRISCgpjaGVja3BvaW50GAEgASgJEgwKBHNpemUYAiABKAMSDAoEcm9vdBgDIAEoDBIUCgx2ZXJpZmllcl9rZXkYBCABKAkSKgoGc2VhbGVkGAUgAygLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIjCgNsYWcYBiABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWciRgoVUHJvdmVJbmNsdXNpb25SZXF1ZXN0EhYKBWluZGV4GAEgASgDQge6SAQiAigAEhUKBHNpemUYAiABKANCB7pIBCICKAAiagoWUHJvdmVJbmNsdXNpb25SZXNwb25zZRIRCglsZWFmX2hhc2gYASABKAwSDQoFcHJvb2YYAiADKAwSDAoEc2l6ZRgDIAEoAxIMCgRyb290GAQgASgMEhIKCmNoZWNrcG9pbnQYBSABKAkiRQoXUHJvdmVDb25zaXN0ZW5jeVJlcXVlc3QSFQoEZnJvbRgBIAEoA0IHukgEIgIoARITCgJ0bxgCIAEoA0IHukgEIgIoACJtChhQcm92ZUNvbnNpc3RlbmN5UmVzcG9uc2USDQoFcHJvb2YYASADKAwSEQoJZnJvbV9yb290GAIgASgMEgoKAnRvGAMgASgDEg8KB3RvX3Jvb3QYBCABKAwSEgoKY2hlY2twb2ludBgFIAEoCSK6AgoSV2F0Y2hFdmVudHNSZXF1ZXN0EiAKCmZyb21faW5kZXgYASABKANCB7pIBCICKABIAIgBARIZCgh0b2tlbl9pZBgCIAEoCUIHukgEcgIYQBIWCgR0eXBlGAMgASgJQgi6SAVyAxiAARIXCgZzb3VyY2UYBCABKAlCB7pIBHICGEASKAoEZnJvbRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASJgoCdG8YBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKB3N1YmplY3QYByABKAlCCLpIBXIDGIACEhkKB3NlcnZpY2UYCCABKAlCCLpIBXIDGIABEh8KDWRhdGFfY2F0ZWdvcnkYCSABKAlCCLpIBXIDGIABQg0KC19mcm9tX2luZGV4IlgKE1dhdGNoRXZlbnRzUmVzcG9uc2USLQoFZXZlbnQYASABKAsyHi5jdXJmZXcuYXVkaXRvci52MS5TZWFsZWRFdmVudBISCgpuZXh0X2luZGV4GAIgASgDIhIKEEdldEhlYWx0aFJlcXVlc3QiwwEKB1ZlcmRpY3QSLgoFc3RhdGUYASABKA4yHy5jdXJmZXcuYXVkaXRvci52MS5WZXJkaWN0U3RhdGUSKQoFc2luY2UYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhQKDGNoZWNrZWRfc2l6ZRgDIAEoAxIwCghmaW5kaW5ncxgEIAMoCzIeLmN1cmZldy5hdWRpdG9yLnYxLk9wZW5GaW5kaW5nEhUKDW1vcmVfZmluZGluZ3MYBSABKAgi3gEKC09wZW5GaW5kaW5nEg0KBWNhdXNlGAEgASgJEikKBXNpbmNlGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SDQoFdG9waWMYBCABKAkSDAoEd2hhdBgFIAEoCRIQCghleHBlY3RlZBgGIAEoCRIMCgRzZWVuGAcgASgJEhkKDGxlZGdlcl9pbmRleBgIIAEoA0gAiAEBQg8KDV9sZWRnZXJfaW5kZXgiggMKEUdldEhlYWx0aFJlc3BvbnNlEi0KCWludGVncml0eRgBIAEoCzIaLmN1cmZldy5hdWRpdG9yLnYxLlZlcmRpY3QSMAoMY29tcGxldGVuZXNzGAIgASgLMhouY3VyZmV3LmF1ZGl0b3IudjEuVmVyZGljdBIpCgVkcmlmdBgDIAEoCzIaLmN1cmZldy5hdWRpdG9yLnYxLlZlcmRpY3QSIwoDbGFnGAQgASgLMhYuY3VyZmV3LmF1ZGl0b3IudjEuTGFnEjMKCXdpdG5lc3NlcxgFIAEoCzIgLmN1cmZldy5hdWRpdG9yLnYxLldpdG5lc3NIZWFsdGgSOgoPcmV2ZXJpZmljYXRpb25zGAYgAygLMiEuY3VyZmV3LmF1ZGl0b3IudjEuUmV2ZXJpZmljYXRpb24SEwoLbGVkZ2VyX3NpemUYByABKAMSNgoKdGltZXN0YW1wcxgIIAEoCzIiLmN1cmZldy5hdWRpdG9yLnYxLlRpbWVzdGFtcEhlYWx0aCKXAQoDTGFnEh0KEHVuc2VhbGVkX3JlY29yZHMYASABKANIAIgBARIuCgttZXJnZV9kZWxheRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIsCglvYmplY3RpdmUYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25CEwoRX3Vuc2VhbGVkX3JlY29yZHMimgEKDVdpdG5lc3NIZWFsdGgSDgoGcXVvcnVtGAEgASgJEhUKDWNvc2lnbmVkX3NpemUYAiABKAMSLwoLY29zaWduZWRfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjEKB2Fuc3dlcnMYBCADKAsyIC5jdXJmZXcuYXVkaXRvci52MS5XaXRuZXNzQW5zd2VyImQKDVdpdG5lc3NBbnN3ZXISDAoEbmFtZRgBIAEoCRIPCgdvdXRjb21lGAIgASgJEgwKBHNhaWQYAyABKAkSJgoCYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIo0BCg9UaW1lc3RhbXBIZWFsdGgSDAoEc2l6ZRgBIAEoAxIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIPCgdmYWlsaW5nGAMgASgJEjEKDWZhaWxpbmdfc2luY2UYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIrgBCg5SZXZlcmlmaWNhdGlvbhIMCgR3aGF0GAEgASgJEg4KBnBhc3NlcxgCIAEoAxIsCghlbmRlZF9hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDAoEc2l6ZRgEIAEoAxIuCgpzdGFydGVkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghjb21wYXJlZBgGIAEoAxIKCgJhdBgHIAEoCSp7CgxWZXJkaWN0U3RhdGUSHQoZVkVSRElDVF9TVEFURV9VTlNQRUNJRklFRBAAEhcKE1ZFUkRJQ1RfU1RBVEVfSE9MRFMQARIYChRWRVJESUNUX1NUQVRFX0JST0tFThACEhkKFVZFUkRJQ1RfU1RBVEVfVU5LTk9XThADMrYGCg5BdWRpdG9yU2VydmljZRJeCgpMaXN0RXZlbnRzEiQuY3VyZmV3LmF1ZGl0b3IudjEuTGlzdEV2ZW50c1JlcXVlc3QaJS5jdXJmZXcuYXVkaXRvci52MS5MaXN0RXZlbnRzUmVzcG9uc2UiA5ACARJYCghHZXRFdmVudBIiLmN1cmZldy5hdWRpdG9yLnYxLkdldEV2ZW50UmVxdWVzdBojLmN1cmZldy5hdWRpdG9yLnYxLkdldEV2ZW50UmVzcG9uc2UiA5ACARJhCgxFeHBvcnRCdW5kbGUSJi5jdXJmZXcuYXVkaXRvci52MS5FeHBvcnRCdW5kbGVSZXF1ZXN0GicuY3VyZmV3LmF1ZGl0b3IudjEuRXhwb3J0QnVuZGxlUmVzcG9uc2UwARJnCg1HZXRDaGVja3BvaW50EicuY3VyZmV3LmF1ZGl0b3IudjEuR2V0Q2hlY2twb2ludFJlcXVlc3QaKC5jdXJmZXcuYXVkaXRvci52MS5HZXRDaGVja3BvaW50UmVzcG9uc2UiA5ACARJqCg5Qcm92ZUluY2x1c2lvbhIoLmN1cmZldy5hdWRpdG9yLnYxLlByb3ZlSW5jbHVzaW9uUmVxdWVzdBopLmN1cmZldy5hdWRpdG9yLnYxLlByb3ZlSW5jbHVzaW9uUmVzcG9uc2UiA5ACARJwChBQcm92ZUNvbnNpc3RlbmN5EiouY3VyZmV3LmF1ZGl0b3IudjEuUHJvdmVDb25zaXN0ZW5jeVJlcXVlc3QaKy5jdXJmZXcuYXVkaXRvci52MS5Qcm92ZUNvbnNpc3RlbmN5UmVzcG9uc2UiA5ACARJjCgtXYXRjaEV2ZW50cxIlLmN1cmZldy5hdWRpdG9yLnYxLldhdGNoRXZlbnRzUmVxdWVzdBomLmN1cmZldy5hdWRpdG9yLnYxLldhdGNoRXZlbnRzUmVzcG9uc2UiA5ACATABElsKCUdldEhlYWx0aBIjLmN1cmZldy5hdWRpdG9yLnYxLkdldEhlYWx0aFJlcXVlc3QaJC5jdXJmZXcuYXVkaXRvci52MS5HZXRIZWFsdGhSZXNwb25zZSIDkAIBYgZwcm90bzM", [file_buf_validate_validate, file_curfew_events_v1_common, file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("Ch9jdXJmZXcvYXVkaXRvci92MS9hdWRpdG9yLnByb3RvEhFjdXJmZXcuYXVkaXRvci52MSL6AgoRTGlzdEV2ZW50c1JlcXVlc3QSGgoJcGFnZV9zaXplGAEgASgFQge6SAQaAigAEhwKCnBhZ2VfdG9rZW4YAiABKAlCCLpIBXIDGIACEhkKCHRva2VuX2lkGAMgASgJQge6SARyAhhAEhYKBHR5cGUYBCABKAlCCLpIBXIDGIABEhcKBnNvdXJjZRgFIAEoCUIHukgEcgIYQBIoCgRmcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBImCgJ0bxgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNgoIYXRfbGVhc3QYCCADKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uQgi6SAWSAQIQEBIZCgdzdWJqZWN0GAkgASgJQgi6SAVyAxiAAhIZCgdzZXJ2aWNlGAogASgJQgi6SAVyAxiAARIfCg1kYXRhX2NhdGVnb3J5GAsgASgJQgi6SAVyAxiAASKXAQoSTGlzdEV2ZW50c1Jlc3BvbnNlEi4KBmV2ZW50cxgBIAMoCzIeLmN1cmZldy5hdWRpdG9yLnYxLlNlYWxlZEV2ZW50EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCRITCgtsZWRnZXJfc2l6ZRgDIAEoAxIjCgNsYWcYBCABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWci1QEKC1NlYWxlZEV2ZW50EhAKCGV2ZW50X2lkGAEgASgJEg0KBWluZGV4GAIgASgDEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIMCgR0eXBlGAQgASgJEg4KBnNvdXJjZRgFIAEoCRIPCgdzdWJqZWN0GAYgASgJEigKBHRpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCHRva2VuX2lkGAggASgJEgwKBGpzb24YCSABKAkiiwEKD0dldEV2ZW50UmVxdWVzdBIeCghldmVudF9pZBgBIAEoCUIKukgHcgUQARiAAUgAEhgKBWluZGV4GAIgASgDQge6SAQiAigASAASLgoIcG9zaXRpb24YAyABKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uSABCDgoFd2hpY2gSBbpIAggBItMBChBHZXRFdmVudFJlc3BvbnNlEi0KBWV2ZW50GAEgASgLMh4uY3VyZmV3LmF1ZGl0b3IudjEuU2VhbGVkRXZlbnQSDAoEbGVhZhgCIAEoDBIXCg9pbmNsdXNpb25fcHJvb2YYAyADKAwSEgoKY2hlY2twb2ludBgEIAEoCRIjCgNsYWcYBSABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWcSMAoHb3V0c2lkZRgGIAEoCzIfLmN1cmZldy5hdWRpdG9yLnYxLk91dHNpZGVUaW1lcyKaAQoMT3V0c2lkZVRpbWVzEi4KCm5vdF9iZWZvcmUYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi0KCW5vdF9hZnRlchgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKwoHc3RhbXBlZBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAi+QEKE0V4cG9ydEJ1bmRsZVJlcXVlc3QSGQoIdG9rZW5faWQYASABKAlCB7pIBHICGEASGQoHY2FzZV9pZBgCIAEoCUIIukgFcgMYgAISKAoEZnJvbRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASJgoCdG8YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiIKBmRyYWZ0cxgFIAMoCUISukgPkgEMEBAiCHIGEAEogIAQEjYKCGF0X2xlYXN0GAYgAygLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbkIIukgFkgECEBAiJQoURXhwb3J0QnVuZGxlUmVzcG9uc2USDQoFcGllY2UYASABKAwiFgoUR2V0Q2hlY2twb2ludFJlcXVlc3QirgEKFUdldENoZWNrcG9pbnRSZXNwb25zZRISCgpjaGVja3BvaW50GAEgASgJEgwKBHNpemUYAiABKAMSDAoEcm9vdBgDIAEoDBIUCgx2ZXJpZmllcl9rZXkYBCABKAkSKgoGc2VhbGVkGAUgAygLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIjCgNsYWcYBiABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWciRgoVUHJvdmVJbmNsdXNpb25SZXF1ZXN0EhYKBWluZGV4GAEgASgDQge6SAQiAigAEhUKBHNpemUYAiABKANCB7pIBCICKAAiagoWUHJvdmVJbmNsdXNpb25SZXNwb25zZRIRCglsZWFmX2hhc2gYASABKAwSDQoFcHJvb2YYAiADKAwSDAoEc2l6ZRgDIAEoAxIMCgRyb290GAQgASgMEhIKCmNoZWNrcG9pbnQYBSABKAkiRQoXUHJvdmVDb25zaXN0ZW5jeVJlcXVlc3QSFQoEZnJvbRgBIAEoA0IHukgEIgIoARITCgJ0bxgCIAEoA0IHukgEIgIoACJtChhQcm92ZUNvbnNpc3RlbmN5UmVzcG9uc2USDQoFcHJvb2YYASADKAwSEQoJZnJvbV9yb290GAIgASgMEgoKAnRvGAMgASgDEg8KB3RvX3Jvb3QYBCABKAwSEgoKY2hlY2twb2ludBgFIAEoCSK6AgoSV2F0Y2hFdmVudHNSZXF1ZXN0EiAKCmZyb21faW5kZXgYASABKANCB7pIBCICKABIAIgBARIZCgh0b2tlbl9pZBgCIAEoCUIHukgEcgIYQBIWCgR0eXBlGAMgASgJQgi6SAVyAxiAARIXCgZzb3VyY2UYBCABKAlCB7pIBHICGEASKAoEZnJvbRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASJgoCdG8YBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKB3N1YmplY3QYByABKAlCCLpIBXIDGIACEhkKB3NlcnZpY2UYCCABKAlCCLpIBXIDGIABEh8KDWRhdGFfY2F0ZWdvcnkYCSABKAlCCLpIBXIDGIABQg0KC19mcm9tX2luZGV4IlgKE1dhdGNoRXZlbnRzUmVzcG9uc2USLQoFZXZlbnQYASABKAsyHi5jdXJmZXcuYXVkaXRvci52MS5TZWFsZWRFdmVudBISCgpuZXh0X2luZGV4GAIgASgDIhIKEEdldEhlYWx0aFJlcXVlc3QiwwEKB1ZlcmRpY3QSLgoFc3RhdGUYASABKA4yHy5jdXJmZXcuYXVkaXRvci52MS5WZXJkaWN0U3RhdGUSKQoFc2luY2UYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhQKDGNoZWNrZWRfc2l6ZRgDIAEoAxIwCghmaW5kaW5ncxgEIAMoCzIeLmN1cmZldy5hdWRpdG9yLnYxLk9wZW5GaW5kaW5nEhUKDW1vcmVfZmluZGluZ3MYBSABKAgi3gEKC09wZW5GaW5kaW5nEg0KBWNhdXNlGAEgASgJEikKBXNpbmNlGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SDQoFdG9waWMYBCABKAkSDAoEd2hhdBgFIAEoCRIQCghleHBlY3RlZBgGIAEoCRIMCgRzZWVuGAcgASgJEhkKDGxlZGdlcl9pbmRleBgIIAEoA0gAiAEBQg8KDV9sZWRnZXJfaW5kZXgiggMKEUdldEhlYWx0aFJlc3BvbnNlEi0KCWludGVncml0eRgBIAEoCzIaLmN1cmZldy5hdWRpdG9yLnYxLlZlcmRpY3QSMAoMY29tcGxldGVuZXNzGAIgASgLMhouY3VyZmV3LmF1ZGl0b3IudjEuVmVyZGljdBIpCgVkcmlmdBgDIAEoCzIaLmN1cmZldy5hdWRpdG9yLnYxLlZlcmRpY3QSIwoDbGFnGAQgASgLMhYuY3VyZmV3LmF1ZGl0b3IudjEuTGFnEjMKCXdpdG5lc3NlcxgFIAEoCzIgLmN1cmZldy5hdWRpdG9yLnYxLldpdG5lc3NIZWFsdGgSOgoPcmV2ZXJpZmljYXRpb25zGAYgAygLMiEuY3VyZmV3LmF1ZGl0b3IudjEuUmV2ZXJpZmljYXRpb24SEwoLbGVkZ2VyX3NpemUYByABKAMSNgoKdGltZXN0YW1wcxgIIAEoCzIiLmN1cmZldy5hdWRpdG9yLnYxLlRpbWVzdGFtcEhlYWx0aCKXAQoDTGFnEh0KEHVuc2VhbGVkX3JlY29yZHMYASABKANIAIgBARIuCgttZXJnZV9kZWxheRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIsCglvYmplY3RpdmUYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25CEwoRX3Vuc2VhbGVkX3JlY29yZHMimgEKDVdpdG5lc3NIZWFsdGgSDgoGcXVvcnVtGAEgASgJEhUKDWNvc2lnbmVkX3NpemUYAiABKAMSLwoLY29zaWduZWRfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjEKB2Fuc3dlcnMYBCADKAsyIC5jdXJmZXcuYXVkaXRvci52MS5XaXRuZXNzQW5zd2VyImQKDVdpdG5lc3NBbnN3ZXISDAoEbmFtZRgBIAEoCRIPCgdvdXRjb21lGAIgASgJEgwKBHNhaWQYAyABKAkSJgoCYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIo0BCg9UaW1lc3RhbXBIZWFsdGgSDAoEc2l6ZRgBIAEoAxIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIPCgdmYWlsaW5nGAMgASgJEjEKDWZhaWxpbmdfc2luY2UYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIrgBCg5SZXZlcmlmaWNhdGlvbhIMCgR3aGF0GAEgASgJEg4KBnBhc3NlcxgCIAEoAxIsCghlbmRlZF9hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDAoEc2l6ZRgEIAEoAxIuCgpzdGFydGVkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghjb21wYXJlZBgGIAEoAxIKCgJhdBgHIAEoCSp7CgxWZXJkaWN0U3RhdGUSHQoZVkVSRElDVF9TVEFURV9VTlNQRUNJRklFRBAAEhcKE1ZFUkRJQ1RfU1RBVEVfSE9MRFMQARIYChRWRVJESUNUX1NUQVRFX0JST0tFThACEhkKFVZFUkRJQ1RfU1RBVEVfVU5LTk9XThADMrYGCg5BdWRpdG9yU2VydmljZRJeCgpMaXN0RXZlbnRzEiQuY3VyZmV3LmF1ZGl0b3IudjEuTGlzdEV2ZW50c1JlcXVlc3QaJS5jdXJmZXcuYXVkaXRvci52MS5MaXN0RXZlbnRzUmVzcG9uc2UiA5ACARJYCghHZXRFdmVudBIiLmN1cmZldy5hdWRpdG9yLnYxLkdldEV2ZW50UmVxdWVzdBojLmN1cmZldy5hdWRpdG9yLnYxLkdldEV2ZW50UmVzcG9uc2UiA5ACARJhCgxFeHBvcnRCdW5kbGUSJi5jdXJmZXcuYXVkaXRvci52MS5FeHBvcnRCdW5kbGVSZXF1ZXN0GicuY3VyZmV3LmF1ZGl0b3IudjEuRXhwb3J0QnVuZGxlUmVzcG9uc2UwARJnCg1HZXRDaGVja3BvaW50EicuY3VyZmV3LmF1ZGl0b3IudjEuR2V0Q2hlY2twb2ludFJlcXVlc3QaKC5jdXJmZXcuYXVkaXRvci52MS5HZXRDaGVja3BvaW50UmVzcG9uc2UiA5ACARJqCg5Qcm92ZUluY2x1c2lvbhIoLmN1cmZldy5hdWRpdG9yLnYxLlByb3ZlSW5jbHVzaW9uUmVxdWVzdBopLmN1cmZldy5hdWRpdG9yLnYxLlByb3ZlSW5jbHVzaW9uUmVzcG9uc2UiA5ACARJwChBQcm92ZUNvbnNpc3RlbmN5EiouY3VyZmV3LmF1ZGl0b3IudjEuUHJvdmVDb25zaXN0ZW5jeVJlcXVlc3QaKy5jdXJmZXcuYXVkaXRvci52MS5Qcm92ZUNvbnNpc3RlbmN5UmVzcG9uc2UiA5ACARJjCgtXYXRjaEV2ZW50cxIlLmN1cmZldy5hdWRpdG9yLnYxLldhdGNoRXZlbnRzUmVxdWVzdBomLmN1cmZldy5hdWRpdG9yLnYxLldhdGNoRXZlbnRzUmVzcG9uc2UiA5ACATABElsKCUdldEhlYWx0aBIjLmN1cmZldy5hdWRpdG9yLnYxLkdldEhlYWx0aFJlcXVlc3QaJC5jdXJmZXcuYXVkaXRvci52MS5HZXRIZWFsdGhSZXNwb25zZSIDkAIBYgZwcm90bzM", [file_buf_validate_validate, file_curfew_events_v1_common, file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * A request for a page of events. Filters are joined by "and".
@@ -314,6 +314,13 @@ export type GetEventResponse = Message<"curfew.auditor.v1.GetEventResponse"> & {
    * @generated from field: curfew.auditor.v1.Lag lag = 5;
    */
   lag?: Lag | undefined;
+
+  /**
+   * When it came to the ledger, by the clocks of others.
+   *
+   * @generated from field: curfew.auditor.v1.OutsideTimes outside = 6;
+   */
+  outside?: OutsideTimes | undefined;
 };
 
 /**
@@ -322,6 +329,41 @@ export type GetEventResponse = Message<"curfew.auditor.v1.GetEventResponse"> & {
  */
 export const GetEventResponseSchema: GenMessage<GetEventResponse> = /*@__PURE__*/
   messageDesc(file_curfew_auditor_v1_auditor, 4);
+
+/**
+ * Bounds on when an entry came to the ledger, by clocks that are not its operator's.
+ *
+ * @generated from message curfew.auditor.v1.OutsideTimes
+ */
+export type OutsideTimes = Message<"curfew.auditor.v1.OutsideTimes"> & {
+  /**
+   * The earliest cosignature of the last cosigned checkpoint without the entry; absent: there is none.
+   *
+   * @generated from field: google.protobuf.Timestamp not_before = 1;
+   */
+  notBefore?: Timestamp | undefined;
+
+  /**
+   * The latest cosignature of the first cosigned checkpoint with the entry; absent: none has come yet.
+   *
+   * @generated from field: google.protobuf.Timestamp not_after = 2;
+   */
+  notAfter?: Timestamp | undefined;
+
+  /**
+   * The first timestamp (RFC 3161) over a checkpoint with the entry; absent: none has come yet.
+   *
+   * @generated from field: google.protobuf.Timestamp stamped = 3;
+   */
+  stamped?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.OutsideTimes.
+ * Use `create(OutsideTimesSchema)` to create a new message.
+ */
+export const OutsideTimesSchema: GenMessage<OutsideTimes> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 5);
 
 /**
  * What is to be in a bundle. Filters are joined by "and"; without any it is everything.
@@ -377,7 +419,7 @@ export type ExportBundleRequest = Message<"curfew.auditor.v1.ExportBundleRequest
  * Use `create(ExportBundleRequestSchema)` to create a new message.
  */
 export const ExportBundleRequestSchema: GenMessage<ExportBundleRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 5);
+  messageDesc(file_curfew_auditor_v1_auditor, 6);
 
 /**
  * A piece of a bundle: they follow each other.
@@ -398,7 +440,7 @@ export type ExportBundleResponse = Message<"curfew.auditor.v1.ExportBundleRespon
  * Use `create(ExportBundleResponseSchema)` to create a new message.
  */
 export const ExportBundleResponseSchema: GenMessage<ExportBundleResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 6);
+  messageDesc(file_curfew_auditor_v1_auditor, 7);
 
 /**
  * A question for the newest checkpoint.
@@ -413,7 +455,7 @@ export type GetCheckpointRequest = Message<"curfew.auditor.v1.GetCheckpointReque
  * Use `create(GetCheckpointRequestSchema)` to create a new message.
  */
 export const GetCheckpointRequestSchema: GenMessage<GetCheckpointRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 7);
+  messageDesc(file_curfew_auditor_v1_auditor, 8);
 
 /**
  * The newest checkpoint.
@@ -469,7 +511,7 @@ export type GetCheckpointResponse = Message<"curfew.auditor.v1.GetCheckpointResp
  * Use `create(GetCheckpointResponseSchema)` to create a new message.
  */
 export const GetCheckpointResponseSchema: GenMessage<GetCheckpointResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 8);
+  messageDesc(file_curfew_auditor_v1_auditor, 9);
 
 /**
  * A question whether a leaf is in a tree.
@@ -497,7 +539,7 @@ export type ProveInclusionRequest = Message<"curfew.auditor.v1.ProveInclusionReq
  * Use `create(ProveInclusionRequestSchema)` to create a new message.
  */
 export const ProveInclusionRequestSchema: GenMessage<ProveInclusionRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 9);
+  messageDesc(file_curfew_auditor_v1_auditor, 10);
 
 /**
  * A leaf's proof. It was checked before it was answered.
@@ -546,7 +588,7 @@ export type ProveInclusionResponse = Message<"curfew.auditor.v1.ProveInclusionRe
  * Use `create(ProveInclusionResponseSchema)` to create a new message.
  */
 export const ProveInclusionResponseSchema: GenMessage<ProveInclusionResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 10);
+  messageDesc(file_curfew_auditor_v1_auditor, 11);
 
 /**
  * A question whether one tree is the beginning of another.
@@ -574,7 +616,7 @@ export type ProveConsistencyRequest = Message<"curfew.auditor.v1.ProveConsistenc
  * Use `create(ProveConsistencyRequestSchema)` to create a new message.
  */
 export const ProveConsistencyRequestSchema: GenMessage<ProveConsistencyRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 11);
+  messageDesc(file_curfew_auditor_v1_auditor, 12);
 
 /**
  * Two trees' proof. It was checked before it was answered.
@@ -623,7 +665,7 @@ export type ProveConsistencyResponse = Message<"curfew.auditor.v1.ProveConsisten
  * Use `create(ProveConsistencyResponseSchema)` to create a new message.
  */
 export const ProveConsistencyResponseSchema: GenMessage<ProveConsistencyResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 12);
+  messageDesc(file_curfew_auditor_v1_auditor, 13);
 
 /**
  * A request for events as they come. Filters are joined by "and".
@@ -700,7 +742,7 @@ export type WatchEventsRequest = Message<"curfew.auditor.v1.WatchEventsRequest">
  * Use `create(WatchEventsRequestSchema)` to create a new message.
  */
 export const WatchEventsRequestSchema: GenMessage<WatchEventsRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 13);
+  messageDesc(file_curfew_auditor_v1_auditor, 14);
 
 /**
  * An event, or a word on how far the ledger was read: at once at the beginning, and then whenever leaves went by that pass no filter.
@@ -728,7 +770,7 @@ export type WatchEventsResponse = Message<"curfew.auditor.v1.WatchEventsResponse
  * Use `create(WatchEventsResponseSchema)` to create a new message.
  */
 export const WatchEventsResponseSchema: GenMessage<WatchEventsResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 14);
+  messageDesc(file_curfew_auditor_v1_auditor, 15);
 
 /**
  * A question how the evidence is.
@@ -743,7 +785,7 @@ export type GetHealthRequest = Message<"curfew.auditor.v1.GetHealthRequest"> & {
  * Use `create(GetHealthRequestSchema)` to create a new message.
  */
 export const GetHealthRequestSchema: GenMessage<GetHealthRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 15);
+  messageDesc(file_curfew_auditor_v1_auditor, 16);
 
 /**
  * A verdict and what it rests on.
@@ -792,7 +834,7 @@ export type Verdict = Message<"curfew.auditor.v1.Verdict"> & {
  * Use `create(VerdictSchema)` to create a new message.
  */
 export const VerdictSchema: GenMessage<Verdict> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 16);
+  messageDesc(file_curfew_auditor_v1_auditor, 17);
 
 /**
  * Something that speaks against a verdict.
@@ -862,7 +904,7 @@ export type OpenFinding = Message<"curfew.auditor.v1.OpenFinding"> & {
  * Use `create(OpenFindingSchema)` to create a new message.
  */
 export const OpenFindingSchema: GenMessage<OpenFinding> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 17);
+  messageDesc(file_curfew_auditor_v1_auditor, 18);
 
 /**
  * How the evidence is.
@@ -932,7 +974,7 @@ export type GetHealthResponse = Message<"curfew.auditor.v1.GetHealthResponse"> &
  * Use `create(GetHealthResponseSchema)` to create a new message.
  */
 export const GetHealthResponseSchema: GenMessage<GetHealthResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 18);
+  messageDesc(file_curfew_auditor_v1_auditor, 19);
 
 /**
  * How far sealing is behind what is durable.
@@ -967,7 +1009,7 @@ export type Lag = Message<"curfew.auditor.v1.Lag"> & {
  * Use `create(LagSchema)` to create a new message.
  */
 export const LagSchema: GenMessage<Lag> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 19);
+  messageDesc(file_curfew_auditor_v1_auditor, 20);
 
 /**
  * How it stands with the witnesses.
@@ -1009,7 +1051,7 @@ export type WitnessHealth = Message<"curfew.auditor.v1.WitnessHealth"> & {
  * Use `create(WitnessHealthSchema)` to create a new message.
  */
 export const WitnessHealthSchema: GenMessage<WitnessHealth> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 20);
+  messageDesc(file_curfew_auditor_v1_auditor, 21);
 
 /**
  * What a witness answered last.
@@ -1051,7 +1093,7 @@ export type WitnessAnswer = Message<"curfew.auditor.v1.WitnessAnswer"> & {
  * Use `create(WitnessAnswerSchema)` to create a new message.
  */
 export const WitnessAnswerSchema: GenMessage<WitnessAnswer> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 21);
+  messageDesc(file_curfew_auditor_v1_auditor, 22);
 
 /**
  * How it stands with timestamps (RFC 3161).
@@ -1093,7 +1135,7 @@ export type TimestampHealth = Message<"curfew.auditor.v1.TimestampHealth"> & {
  * Use `create(TimestampHealthSchema)` to create a new message.
  */
 export const TimestampHealthSchema: GenMessage<TimestampHealth> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 22);
+  messageDesc(file_curfew_auditor_v1_auditor, 23);
 
 /**
  * A comparison that goes round for ever.
@@ -1157,7 +1199,7 @@ export type Reverification = Message<"curfew.auditor.v1.Reverification"> & {
  * Use `create(ReverificationSchema)` to create a new message.
  */
 export const ReverificationSchema: GenMessage<Reverification> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 23);
+  messageDesc(file_curfew_auditor_v1_auditor, 24);
 
 /**
  * What is known to be so.
