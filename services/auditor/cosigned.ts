@@ -1,4 +1,6 @@
 import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
+import { NoteError } from "@curfew/ledger/note-error.ts";
+import { openByPolicy, type Policy } from "@curfew/ledger/policy.ts";
 
 /**
  * The checkpoints that were published with cosignatures of witnesses: all of them, insert-only, one for each size. The
@@ -18,6 +20,20 @@ export const openCosigned = (store: DocumentStore): Promise<CosignedRows> => sto
 
 /** Of a checkpoint of `size` entries: ids sort as sizes do. */
 export const cosignedId = (size: number): string => String(size).padStart(16, "0");
+
+/**
+ * When a checkpoint was cosigned, by each witness (POSIX seconds); none where they are not as many as `policy` demands, or it does not
+ * know the log's key (it was rotated since) or a signature fails: what cannot be believed says nothing.
+ */
+export const cosignedSeconds = ({ checkpoint }: Pick<CosignedRow, "checkpoint">, policy: Policy): number[] => {
+  try {
+    const { quorum, witnesses } = openByPolicy(checkpoint, policy);
+    return quorum ? witnesses.map(({ seconds }) => seconds) : [];
+  } catch (error) {
+    if (error instanceof NoteError) return [];
+    throw error;
+  }
+};
 
 type Rows = Pick<CosignedRows, "find">;
 

@@ -1,7 +1,4 @@
-import { NoteError } from "@curfew/ledger/note-error.ts";
-import { openByPolicy } from "@curfew/ledger/policy.ts";
-import { type CosignedRow, cosignedAround } from "./cosigned.ts";
-import { LedgerBroken } from "./domain.ts";
+import { type CosignedRow, cosignedAround, cosignedSeconds } from "./cosigned.ts";
 import type { Cosigning } from "./shown-tree.ts";
 import { type TimestampRows, timestampOf } from "./timestamps.ts";
 
@@ -21,23 +18,12 @@ export interface OutsideTimes {
   readonly stampedMs?: number;
 }
 
-/** When a checkpoint was cosigned, by each witness; none where they are not as many as the policy of today demands. */
-const timesOf = ({ policy }: Cosigning, row: CosignedRow | undefined): number[] => {
-  if (!row) return [];
-  try {
-    const { quorum, witnesses } = openByPolicy(row.checkpoint, policy);
-    return quorum ? witnesses.map(({ seconds }) => seconds * 1_000) : [];
-  } catch (error) {
-    if (!(error instanceof NoteError)) throw error;
-    throw new LedgerBroken(`the cosigned checkpoint of size ${row.size} is spoilt`, { cause: error });
-  }
-};
-
-/** Bounds on which all witnesses agree. Rejects with StoreUnavailable, or LedgerBroken. */
+/** Bounds on which all witnesses agree. Rejects with StoreUnavailable. */
 export const outsideTimes = async ({ cosigning, stamped }: OutsideClocks, index: number): Promise<OutsideTimes> => {
   const around = cosigning && (await cosignedAround(cosigning.rows, index));
-  const before = cosigning ? timesOf(cosigning, around?.before) : [];
-  const after = cosigning ? timesOf(cosigning, around?.after) : [];
+  const timesOf = (row: CosignedRow | undefined) =>
+    row && cosigning ? cosignedSeconds(row, cosigning.policy).map((seconds) => seconds * 1_000) : [];
+  const [before, after] = [timesOf(around?.before), timesOf(around?.after)];
   const stamp = stamped && (await timestampOf(stamped, index + 1));
   return {
     ...(before.length > 0 && { notBeforeMs: Math.min(...before) }),

@@ -2,12 +2,12 @@ import { formatAddCheckpoint } from "@curfew/ledger/add-checkpoint.ts";
 import { formatSignature, type NoteSignature, openNote, parseNote } from "@curfew/ledger/note.ts";
 import { decodeDecimal, NoteError } from "@curfew/ledger/note-error.ts";
 import { cosignatureSeconds, parseVerifierKey } from "@curfew/ledger/note-key.ts";
-import { openByPolicy, type Policy, type PolicyWitness, weighSignatures } from "@curfew/ledger/policy.ts";
+import { type Policy, type PolicyWitness, weighSignatures } from "@curfew/ledger/policy.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { ConfigError } from "@curfew/runtime/config.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import { type Outbound, OutboundFailed, OutboundRefused } from "@curfew/runtime/outbound.ts";
-import { type CosignedRows, newestCosigned } from "./cosigned.ts";
+import { type CosignedRows, cosignedSeconds, newestCosigned } from "./cosigned.ts";
 
 /**
  * The client of the witnesses that a c2sp.org/tlog-policy names (c2sp.org/tlog-witness). A round asks every witness once for a cosignature
@@ -62,7 +62,7 @@ export interface Witnesses {
    * have and the others had their time, or when `signal` aborts. Rejects with what `prove` rejects with.
    */
   cosign(submission: Submission, signal: AbortSignal): Promise<string | undefined>;
-  /** Rejects with StoreUnavailable, or with a NoteError where the newest of the checkpoints that were kept is spoilt. */
+  /** Rejects with StoreUnavailable. */
   status(): Promise<WitnessStatus>;
 }
 
@@ -230,7 +230,7 @@ export const openWitnesses = (parts: {
     cosign,
     async status() {
       const newest = await newestCosigned(rows);
-      const times = newest ? openByPolicy(newest.checkpoint, policy).witnesses.map(({ seconds }) => seconds) : [];
+      const times = newest ? cosignedSeconds(newest, policy) : [];
       return {
         quorum,
         ...(newest && times.length > 0 && { cosigned: { size: newest.size, seconds: Math.max(...times) } }),
