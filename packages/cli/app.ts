@@ -3,6 +3,7 @@ import { audit } from "./commands/audit.ts";
 import { auditor } from "./commands/auditor.ts";
 import { ack, caseRoutes } from "./commands/case.ts";
 import { identity } from "./commands/identity.ts";
+import { keys } from "./commands/keys.ts";
 import { policy } from "./commands/policy.ts";
 import { restore } from "./commands/restore.ts";
 import { revoke } from "./commands/revoke.ts";
@@ -26,6 +27,7 @@ const routes = buildRouteMap({
     revoke,
     scan,
     identity,
+    keys,
     policy,
     case: caseRoutes,
     ack,
