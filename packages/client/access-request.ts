@@ -19,7 +19,7 @@ export interface AccessRequest {
   readonly maxRecords: number;
   /** Default read. */
   readonly action?: "read" | "write" | "delete";
-  /** IPv4 or IPv6 address of whoever presented the token; recorded as a pseudonym. */
+  /** IPv4 or IPv6 address of whoever presented the token; recorded as a pseudonym, and sealed to its owner. */
   readonly sourceAddress?: string;
   /** SHA-256 of the presenter's client certificate, base64url. */
   readonly presenterThumbprint?: string;

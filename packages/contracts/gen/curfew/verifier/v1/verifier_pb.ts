@@ -136,7 +136,7 @@ export type UseRequest = Message<"curfew.verifier.v1.UseRequest"> & {
   action: Action;
 
   /**
-   * Network address of whoever presented the token, if known; swapped for a random pseudonym before anything is recorded.
+   * Network address of whoever presented the token, if known; recorded as a random pseudonym, and sealed to its owner.
    *
    * @generated from field: string source_address = 9;
    */
