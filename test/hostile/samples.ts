@@ -158,11 +158,10 @@ sample(auditor.proveInclusion, () => ({ index: 0n }));
 sample(auditor.proveConsistency, () => ({ from: 1n }));
 sample(auditor.watchEvents, ({ tokenId }) => ({ fromIndex: 0n, tokenId }));
 sample(auditor.getHealth, () => ({}));
-sample(auditor.exportBundle, ({ tokenId }) => ({
-  tokenId,
+sample(auditor.exportBundle, ({ caseId }) => ({
+  caseId,
   from: timestampFromMs(Date.UTC(2026, 0, 1)),
   to: timestampFromMs(Date.UTC(2100, 0, 1)),
-  drafts: ["{}"],
 }));
 
 const subjects = DataSubjectService.method;
