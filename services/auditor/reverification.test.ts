@@ -257,11 +257,11 @@ describe("the ledger's files compared again", () => {
     await vi.waitFor(async () => expect(await size()).toBe(300), bound);
     stop.abort();
     await publishing;
-    const again = async () => {
-      expect(await reverifyLedger({ ledger, seal, files, drifts }, silent, going)).toBe(300);
+    const again = async (read: typeof files.read = files.read) => {
+      expect(await reverifyLedger({ ledger, seal, files: { ...files, read }, drifts }, silent, going)).toBe(300);
       return (await drifts.open()).map(({ setting, seen }) => [setting, seen !== ""]);
     };
-    return { again, fileOf: (path: string) => join(dir, path) };
+    return { again, files, batches, fileOf: (path: string) => join(dir, path) };
   };
 
   it.each(["tile/0/000", "tile/0/001.p/44", "tile/1/000.p/1", "tile/entries/000", "tile/entries/001.p/44"])(
@@ -280,6 +280,15 @@ describe("the ledger's files compared again", () => {
       expect(await again()).toEqual([[path, false]]);
     },
   );
+
+  it("show no partial file as gone that a full one replaced since the pass began", async () => {
+    const { again, files, batches } = await open();
+    const docs = await batches.find({ limit: 10 });
+    const before = docs.find(({ size }) => size < 256)?.checkpoint;
+    expect(before).toBeDefined();
+    const read = async (path: string) => (path === "checkpoint" ? Buffer.from(before ?? "") : await files.read(path));
+    expect(await again(read)).toEqual([]);
+  });
 
   it("show a checkpoint that this ledger did not sign", async () => {
     const { again, fileOf } = await open();

@@ -2,7 +2,7 @@ import { hash } from "node:crypto";
 import { DriftCause } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import { CHECKPOINT_PATH, type LogFiles } from "@curfew/ledger/directory.ts";
 import { sameHash } from "@curfew/ledger/hash.ts";
-import { parseTilePath, TILE_WIDTH } from "@curfew/ledger/tile.ts";
+import { parseTilePath, TILE_WIDTH, tilePath } from "@curfew/ledger/tile.ts";
 import { emptyEdge, growTiles, type TileFile } from "@curfew/ledger/tile-writer.ts";
 import type { Seal } from "./domain.ts";
 import type { Drift } from "./drift.ts";
@@ -35,10 +35,17 @@ const openPublished = async (files: LogFiles, seal: Seal) => {
   }
 };
 
+/** Whether the full tile stands there: the log has grown since the pass began, and the partial one went before the checkpoint told. */
+const isReplaced = async (files: LogFiles, path: string): Promise<boolean> => {
+  const { level, index, width } = parseTilePath(path);
+  return width < TILE_WIDTH && (await files.read(tilePath({ level, index, width: TILE_WIDTH }))) !== undefined;
+};
+
 /** Undefined where the file is as the staged batches lead to. */
 const compareFile = async (files: LogFiles, { path, bytes }: TileFile, size: number): Promise<Drift | undefined> => {
   const there = await files.read(path);
-  if (there ? Buffer.compare(there, bytes) === 0 : isOutgrown(path, size)) return undefined;
+  if (there ? Buffer.compare(there, bytes) === 0 : isOutgrown(path, size) || (await isReplaced(files, path)))
+    return undefined;
   return driftOfFile(path, sha256(bytes), there ? sha256(there) : "");
 };
 
