@@ -159,17 +159,22 @@ class KafkaBus implements Bus {
     return ends;
   }
 
-  /** On one long-lived connection, or after any failure on a new one. */
-  async #ask<T>(question: (admin: Admin) => Promise<T>, topic = ""): Promise<T> {
+  /**
+   * On one long-lived connection, or after any failure on a new one. kafkajs asks for the metadata of every topic it was ever asked about
+   * together: one that is deleted makes all unknown. So what is said to be unknown is asked again, alone.
+   */
+  async #ask<T>(question: (admin: Admin) => Promise<T>, topic = "", alone = false): Promise<T> {
     this.#admin ??= openAdmin(this.#settings);
     const { client, connected } = this.#admin;
     try {
       return await within(this.#settings.clock, askMs, connected.then(question));
     } catch (error) {
-      const reason = brokerErrorOf(error);
-      if (reason === "UNKNOWN_TOPIC_OR_PARTITION") throw new BusRefused(`no topic ${topic}`, { cause: error });
       if (this.#admin?.client === client) this.#dropAdmin();
       client.end();
+      if (brokerErrorOf(error) === "UNKNOWN_TOPIC_OR_PARTITION") {
+        if (!alone) return await this.#ask(question, topic, true);
+        throw new BusRefused(`no topic ${topic}`, { cause: error });
+      }
       if (error instanceof BusUnavailable) throw error;
       throw new BusUnavailable(`Kafka: ${(error as Error).message}`, { cause: error });
     }

@@ -127,6 +127,7 @@ describe("drift of topics on Kafka", () => {
     const { admin, prefix, compare, again } = await open();
     expect(await again()).toEqual([]);
     const partitions = [{ partition: 0, offset: "3" }];
+    await admin.fetchTopicOffsets(prefix + topicNames.tokens); // kafkajs deletes only where it knows who leads
     await admin.deleteTopicRecords({ topic: prefix + topicNames.tokens, partitions });
     const missing = [`RECORD_MISSING ${topicNames.tokens} 0 `];
     await vi.waitFor(async () => expect(await again()).toEqual(missing), bound);
