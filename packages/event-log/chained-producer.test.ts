@@ -11,6 +11,8 @@ import {
   type ProducerTransport,
 } from "./chained-producer.ts";
 import type { EpochRow } from "./epochs.ts";
+import { verifyState } from "./producer-key.ts";
+import { openIdentities } from "./testing/producer-identity.ts";
 
 const undo: (() => unknown)[] = [];
 afterEach(async () => {
@@ -212,6 +214,34 @@ it("writes what is acknowledged into the epoch's row once a second while sending
   await eventually(() => expect(clock.sleeping).toBe(1));
   clock.advance(1000);
   await eventually(async () => expect(await row()).toEqual({ 0: 3, 1: 1 }));
+});
+
+it("shows in the epoch's row that it lives, and ends it when it is closed; each state is signed by the key that is certified there", async () => {
+  const { identity, trust } = await openIdentities();
+  const { producer, clock, epochs } = await setUp([], { identity: () => identity("verifier") });
+  await producer.send([record("a")]);
+  const row = async () => (await epochs.get("verifier/1/1")) as EpochRow;
+  const isSigned = ({ key = "", signature = "", acknowledged, ended }: EpochRow) => {
+    const known = trust.keyOf("verifier/1/1", "t", key, undefined) ?? "";
+    const state = { acknowledged, ...(ended && { ended }) };
+    return verifyState(known, "verifier/1/1", "t", state, Buffer.from(signature, "base64url"));
+  };
+  expect(isSigned(await row())).toBe(true);
+  clock.advance(1_000);
+  await eventually(async () => expect((await row()).acknowledged).toEqual({ 0: 1 }));
+  const { beats = 0 } = await row();
+  // Nothing is sent any more, and 20 s pass.
+  for (let second = 0; second < 20; second += 1) {
+    await eventually(() => expect(clock.sleeping).toBe(1));
+    clock.advance(1_000);
+  }
+  await eventually(async () => expect((await row()).beats).toBe(beats + 1));
+  expect(isSigned(await row())).toBe(true);
+  expect(isSigned({ ...(await row()), acknowledged: { 0: 2 } })).toBe(false);
+  expect(isSigned({ ...(await row()), ended: true })).toBe(false);
+  await producer.close();
+  expect(await row()).toMatchObject({ acknowledged: { 0: 1 }, ended: true });
+  expect(isSigned(await row())).toBe(true);
 });
 
 it("says so while a send takes long, and closes after 2 s although it hangs", async () => {

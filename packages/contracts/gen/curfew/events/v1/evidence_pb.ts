@@ -39,7 +39,7 @@ export type EvidenceGapFound = Message<"curfew.events.v1.EvidenceGapFound"> & {
   cause: GapCause;
 
   /**
-   * The record where it was seen.
+   * The record where it was seen; where the last ones are missing, the end of their partition.
    *
    * @generated from field: curfew.events.v1.Position position = 3;
    */
