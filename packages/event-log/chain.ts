@@ -25,16 +25,6 @@ interface Hashed {
   readonly value: Uint8Array;
 }
 
-/** SHA-256, hex, over topic, partition, key, every header but `curfew-sig` in order, and value, each length-prefixed (u32 big-endian). */
-export const recordHash = (
-  topic: string,
-  record: Hashed & { readonly headers: Iterable<readonly [string, string]> },
-): string => {
-  const parts: (string | Uint8Array)[] = [topic, String(record.partition), record.key];
-  for (const [name, value] of record.headers) if (name !== signatureHeader) parts.push(name, value);
-  return hashOf([...parts, record.value]);
-};
-
 /** Longer texts, and any that are not ASCII, take the long way. */
 const maxShort = 255;
 
@@ -55,18 +45,44 @@ const appended = (text: string, start: number): number => {
   return end;
 };
 
-/** The same of a record that is sent, whose texts are short and ASCII, nearly all: a call into the runtime for each cost twice this. */
-const sentHash = (topic: string, record: OutRecord): string => {
-  const { key, partition, headers, value } = record;
-  // Not from 0, which says that it was left.
-  let end = appended(key, appended(String(partition), appended(topic, 1)));
-  for (const name in headers)
-    end = name === signatureHeader ? 0 : appended(headers[name] as string, appended(name, end));
-  if (end === 0 || end + 4 + value.length > shared.length)
-    return recordHash(topic, { partition, key, value, headers: Object.entries(headers) });
+// Texts are short and ASCII, nearly all: a call into the runtime for each costs twice this. Not from 0, which says that it was left.
+const placed = (topic: string, { key, partition }: Hashed): number =>
+  appended(key, appended(String(partition), appended(topic, 1)));
+
+/** Undefined: it has to take the long way. */
+const placedHash = (end: number, { value }: Hashed): string | undefined => {
+  if (end === 0 || end + 4 + value.length > shared.length) return undefined;
   shared.writeUInt32BE(value.length, end);
   shared.set(value, end + 4);
   return hash("sha256", shared.subarray(1, end + 4 + value.length), "hex");
+};
+
+/** SHA-256, hex, over topic, partition, key, every header but `curfew-sig` in order, and value, each length-prefixed (u32 big-endian). */
+export const recordHash = (
+  topic: string,
+  record: Hashed & { readonly headers: Iterable<readonly [string, string]> },
+): string => {
+  let end = placed(topic, record);
+  for (const [name, value] of record.headers) if (name !== signatureHeader) end = appended(value, appended(name, end));
+  return placedHash(end, record) ?? longHash(topic, record);
+};
+
+/** The same of a record that is sent. */
+const sentHash = (topic: string, record: OutRecord): string => {
+  const { headers } = record;
+  let end = placed(topic, record);
+  for (const name in headers)
+    if (name !== signatureHeader) end = appended(headers[name] as string, appended(name, end));
+  return placedHash(end, record) ?? longHash(topic, { ...record, headers: Object.entries(headers) });
+};
+
+const longHash = (
+  topic: string,
+  record: Hashed & { readonly headers: Iterable<readonly [string, string]> },
+): string => {
+  const parts: (string | Uint8Array)[] = [topic, String(record.partition), record.key];
+  for (const [name, value] of record.headers) if (name !== signatureHeader) parts.push(name, value);
+  return hashOf([...parts, record.value]);
 };
 
 const hashOf = (parts: readonly (string | Uint8Array)[]): string => {
@@ -88,8 +104,10 @@ const hashOf = (parts: readonly (string | Uint8Array)[]): string => {
 };
 
 /** The first header of that name. */
-export const headerOf = (record: Pick<InRecord, "headers">, name: string): string | undefined =>
-  record.headers.find(([n]) => n === name)?.[1];
+export const headerOf = (record: Pick<InRecord, "headers">, name: string): string | undefined => {
+  for (const header of record.headers) if (header[0] === name) return header[1];
+  return undefined;
+};
 
 /** With its chain headers. */
 export type ChainedRecord = OutRecord;

@@ -13,6 +13,16 @@ const maxInt32 = 2 ** 31 - 1;
 /** Not a plain leaf; carries no stack, since it is thrown away. */
 const unusual = Symbol("unusual");
 
+/** Whether `text`, in ASCII, stands there. */
+const isAt = (bytes: Buffer, start: number, text: string): boolean => {
+  // From its end: texts of the same kind begin alike.
+  for (let i = text.length - 1; i >= 0; i -= 1) {
+    const code = text.charCodeAt(i);
+    if (code !== bytes[start + i] || code >= 128) return false;
+  }
+  return true;
+};
+
 class LeafReader {
   readonly #bytes: Buffer;
   #at = 0;
@@ -35,6 +45,11 @@ class LeafReader {
   }
 
   #varint(): number {
+    const first = this.#at < this.#end ? (this.#bytes[this.#at] as number) : 128;
+    if (first < 128) {
+      this.#at += 1;
+      return first;
+    }
     let value = 0;
     let unit = 1;
     for (let i = 0; i < maxVarintBytes && this.#at < this.#end; i += 1) {
@@ -66,17 +81,11 @@ class LeafReader {
   text(tag: number, like = ""): string {
     if (!this.next(tag)) return "";
     const start = this.#delimited();
-    if (like.length === this.#at - start && this.#is(like, start)) return like;
-    for (let i = start; i < this.#at; i += 1) if ((this.#bytes[i] as number) >= 128) throw unusual;
-    return this.#bytes.toString("latin1", start, this.#at);
-  }
-
-  #is(text: string, start: number): boolean {
-    for (let i = 0; i < text.length; i += 1) {
-      const code = text.charCodeAt(i);
-      if (code >= 128 || code !== this.#bytes[start + i]) return false;
-    }
-    return true;
+    const end = this.#at;
+    const bytes = this.#bytes;
+    if (like.length === end - start && isAt(bytes, start, like)) return like;
+    for (let i = start; i < end; i += 1) if ((bytes[i] as number) >= 128) throw unusual;
+    return bytes.toString("latin1", start, end);
   }
 
   /** Shares memory. */

@@ -81,7 +81,23 @@ class EntryWriter {
   }
 
   text(tag: number, text: string): void {
-    if (text !== "") this.#delimited(tag, (at) => this.#buffer.write(text, at));
+    if (text !== "" && !this.#shortText(tag, text)) this.#delimited(tag, (at) => this.#buffer.write(text, at));
+  }
+
+  /** Nearly all texts are short and ASCII: a call into the runtime for each takes twice as long. False: this one is not. */
+  #shortText(tag: number, text: string): boolean {
+    const { length } = text;
+    if (length >= 128) return false;
+    let at = this.#end;
+    this.#buffer[at++] = tag;
+    this.#buffer[at++] = length;
+    for (let i = 0; i < length; i += 1) {
+      const code = text.charCodeAt(i);
+      if (code >= 128) return false;
+      this.#buffer[at++] = code;
+    }
+    this.#end = at;
+    return true;
   }
 
   data(tag: number, bytes: Uint8Array): void {

@@ -93,10 +93,17 @@ const advance = (before: readonly NextOffset[], records: readonly LogRecord[]): 
 /** The tree with `leaves`; the old frontier stays as it is. */
 const grow = (before: Frontier, leaves: readonly Uint8Array[]) => {
   const frontier = before.copy();
+  // One buffer for all: as many nodes as leaves, but for those that the leaves before these had begun.
+  const joined = Buffer.allocUnsafe((2 * leaves.length + before.hashes.length) * HASH_BYTES);
+  let end = 0;
+  const completed = (_level: number, _index: number, node: Uint8Array) => {
+    joined.set(node, end);
+    end += HASH_BYTES;
+  };
   const nodes = leaves.map((leaf) => {
-    const completed: Uint8Array[] = [];
-    frontier.append(leafHash(leaf), (_level, _index, node) => void completed.push(node));
-    return completed.length === 1 ? (completed[0] as Uint8Array) : Buffer.concat(completed);
+    const start = end;
+    frontier.append(leafHash(leaf), completed);
+    return joined.subarray(start, end);
   });
   return { frontier, nodes };
 };

@@ -12,6 +12,7 @@ const usage = `npm run bench -- [--quick] [--live] [--fsync-ms N] [NAME…]
   create        CreateToken acknowledged / SQLite inserts of the same bytes, one commit each
   memory        a verifier's memory per live token
   start         warm npm start to ready
+  ledger        sealing, growth and curfew verify / bare SHA-256; merge delay, with --live through Kafka as well
   bundle        an evidence bundle of 10,000 entries out of 1,000,000, made and verified
 
 --fsync-ms N: as on a disk whose fsync takes N ms longer (strace delays it), for ours and for the peer alike.
@@ -29,6 +30,7 @@ const benches: Record<string, () => Promise<(options: Options) => Promise<Figure
   revocation: async () => (await import("./revocation.ts")).revocation,
   local: async () => (await import("./local-verification.ts")).localVerification,
   create: async () => (await import("./create-token.ts")).createToken,
+  ledger: async () => (await import("./ledger.ts")).ledger,
   bundle: async () => (await import("./bundle.ts")).bundle,
   unary: async () => (await import("./unary.ts")).unary,
 };
