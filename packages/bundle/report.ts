@@ -34,11 +34,15 @@ interface ChainFollower {
 }
 type Miss = (what: string) => void;
 
+/** That these numbers are missing; `what` in the singular. */
+export const missingText = (what: string, from: number, to: number): string =>
+  from === to ? `${what} ${from} is missing` : `${what}s ${from} to ${to} are missing`;
+
 const textOfFinding = ({ producer, topic, partition, offset, cause, expected, seen }: Finding): string => {
   const whose = producer || "a record";
   const where = `${topic}/${partition}@${offset}`;
   const what: Partial<Record<GapCause, string>> = {
-    [GapCause.HOLE]: `${whose}: records ${expected} to ${seen - 1} are missing before ${where}`,
+    [GapCause.HOLE]: `${whose}: ${missingText("record", expected, seen - 1)} before ${where}`,
     [GapCause.FORK]: `${whose}: ${where} does not follow the record before it`,
     [GapCause.UNKNOWN_PRODUCER]: `${whose} at ${where} is of no producer that is known`,
     [GapCause.OVERSIZE]: `${where} is too large for a leaf: only its hash is sealed`,
@@ -97,7 +101,7 @@ const fromTheMiddle = (miss: Miss): ChainFollower => {
         chain.hash = head.hash;
       }
       if (verdict.kind === "hole")
-        miss(`${producer}: records ${verdict.expected} to ${verdict.seen - 1} are missing before leaf ${index}`);
+        miss(`${producer}: ${missingText("record", verdict.expected, verdict.seen - 1)} before leaf ${index}`);
       else if (verdict.kind !== "ok" && verdict.kind !== "repeat")
         miss(`${producer}: leaf ${index} does not follow the record before it`);
     },
@@ -134,7 +138,7 @@ export const openReport = ({ selection, range }: Pick<Manifest, "selection" | "r
     const known = streams.get(`${topic} ${stream}`);
     if (!known) streams.set(`${topic} ${stream}`, { topic, stream, first: sequence, last: sequence });
     const expected = known ? known.last + 1 : isFromStart ? 1 : sequence;
-    if (sequence > expected) miss(`${stream}: events ${expected} to ${sequence - 1} are missing before leaf ${index}`);
+    if (sequence > expected) miss(`${stream}: ${missingText("event", expected, sequence - 1)} before leaf ${index}`);
     if (known) known.last = Math.max(known.last, sequence);
   };
 

@@ -168,19 +168,15 @@ describe("completeness", () => {
 
   it("a leaf of the range that was left out is missing, and so are the records in it", async () => {
     expect(await missing(records, (i) => i !== 3)).toEqual([
-      "leaves 3 to 3 of the range are not in the bundle",
-      `${chain}: records 4 to 4 are missing before curfew.uses.v1/0@4`,
+      "of the range leaf number 3 is missing",
+      `${chain}: record 4 is missing before curfew.uses.v1/0@4`,
     ]);
-    expect(await missing(records, (i) => i < 7)).toEqual(["leaves 7 to 7 of the range are not in the bundle"]);
+    expect(await missing(records, (i) => i < 7)).toEqual(["of the range leaf number 7 is missing"]);
   });
 
   it("a record that was deleted before it was sealed is missing, the first of a log too", async () => {
-    expect(await missing(records.toSpliced(3, 1))).toEqual([
-      `${chain}: records 4 to 4 are missing before curfew.uses.v1/0@4`,
-    ]);
-    expect(await missing(records.toSpliced(0, 1))).toEqual([
-      `${chain}: records 1 to 1 are missing before curfew.uses.v1/0@1`,
-    ]);
+    expect(await missing(records.toSpliced(3, 1))).toEqual([`${chain}: record 4 is missing before curfew.uses.v1/0@4`]);
+    expect(await missing(records.toSpliced(0, 1))).toEqual([`${chain}: record 1 is missing before curfew.uses.v1/0@1`]);
   });
 
   it("a record that nobody produced, and one that was changed on its topic, are noticed", async () => {
@@ -244,11 +240,11 @@ describe("completeness", () => {
     expect(await missing(records, (i) => about(i) && i !== 2, ofToken)).toEqual([]);
     const second = sampleRecords(6).map((record, i) => (i < 6 ? record : withNumber(record, 2)));
     expect(await missing(second, about, ofToken)).toEqual([
-      `tokens/${tokenId(1)}: events 1 to 1 are missing before leaf 6`,
-      `${caseId}: events 1 to 1 are missing before leaf 7`,
+      `tokens/${tokenId(1)}: event 1 is missing before leaf 6`,
+      `${caseId}: event 1 is missing before leaf 7`,
     ]);
     expect(await missing(second, about, { ...ofToken, case: "case/another/1" })).toEqual([
-      `tokens/${tokenId(1)}: events 1 to 1 are missing before leaf 6`,
+      `tokens/${tokenId(1)}: event 1 is missing before leaf 6`,
     ]);
   });
 });

@@ -17,7 +17,7 @@ import { headerOf } from "./decoded.ts";
 import { draftName, entryName, file, indexedFile, proofName, requiredFiles } from "./layout.ts";
 import { isWholeRange, type Manifest, openManifestNote, parseManifest } from "./manifest.ts";
 import { readZip, type StoredFile } from "./read-zip.ts";
-import { openReport, type Report } from "./report.ts";
+import { missingText, openReport, type Report } from "./report.ts";
 
 /** A bundle whose every byte is accounted for. */
 export interface IntactBundle {
@@ -146,7 +146,7 @@ const absentLeaves = ({ range, selection }: Manifest, present: readonly number[]
   const absent: string[] = [];
   let expected = range.first;
   for (const index of [...present, range.end]) {
-    if (index > expected) absent.push(`leaves ${expected} to ${index - 1} of the range are not in the bundle`);
+    if (index > expected) absent.push(`of the range ${missingText("leaf number", expected, index - 1)}`);
     expected = index + 1;
   }
   return absent;

@@ -70,7 +70,7 @@ const integrityOf = ({ manifest, checkpoint, first, drafts }: IntactBundle) => (
     `every byte of the bundle is as it was signed by the key of ${manifest.origin}`,
     `${countOf(manifest.entries, "leaf", "leaves")} of the tree of ${manifest.size} are as they were sealed`,
     `that tree begins with the tree of ${first.size}, under which the first of them was sealed`,
-    ...(drafts > 0 ? [`${countOf(drafts, "draft")} are those whose hashes were sealed`] : []),
+    ...(drafts > 0 ? [`${countOf(drafts, "draft")} with the hash that was sealed`] : []),
   ],
   notProved: [
     ...(checkpoint.witnesses.length > 0
