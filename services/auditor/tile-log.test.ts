@@ -10,6 +10,7 @@ import { verifyConsistency } from "@curfew/ledger/proof.ts";
 import { tilePath, tilesAt } from "@curfew/ledger/tile.ts";
 import { verifiedNodes } from "@curfew/ledger/tile-nodes.ts";
 import { treeRoot } from "@curfew/ledger/tree.ts";
+import { verifyLog } from "@curfew/ledger/verify-log.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -128,6 +129,35 @@ describe("the ledger's files", () => {
       if (left >= 0) break;
     }
   });
+
+  for (const fault of ["lost", "applied"] as const)
+    it(`come out the same where one write is ${fault} and reported as failed, and are sound at that moment`, async () => {
+      await stage([250, 300, 700]);
+      await publishTo(700);
+      const whole = filesIn(dir);
+      let writes = 0;
+      for (let failing = 1; failing === 1 || failing <= writes; failing += 1) {
+        rmSync(dir, { recursive: true });
+        const files = openDirectory(dir, machine);
+        writes = 0;
+        const faulty: LogFiles = {
+          read: files.read,
+          async write(some) {
+            for (const file of some) {
+              writes += 1;
+              if (writes !== failing || fault === "applied") await files.write([file]);
+              if (writes !== failing) continue;
+              const isThere = (await files.read("checkpoint")) !== undefined;
+              if (isThere) await verifyLog({ read: files.read, tree: checkpointIn() });
+              throw Object.assign(new Error("simulated"), { code: "EIO" });
+            }
+          },
+        };
+        await publishTo(700, faulty);
+        expect(filesIn(dir), `write ${failing} of ${writes}`).toEqual(whole);
+      }
+      expect(writes).toBeGreaterThan(14);
+    });
 
   it("written by two at once, one of them stopped in between, never go back", async () => {
     const head = await stage([100, 200]);
