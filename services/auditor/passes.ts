@@ -57,14 +57,18 @@ export const goRound = async (
     if (size !== undefined)
       await rows.set(id, { passes: passes + 1, endedMs: clock.now(), size, compared: all, at: "" });
   };
+  let fails = false;
   while (!signal.aborted) {
     try {
       await once();
+      fails = false;
       await clock.sleep(restMs, signal);
     } catch (error) {
       if (signal.aborted) return;
       if (isFatal(error)) throw error;
-      log.warn({ err: error, pass: id }, "what is sealed cannot be compared again now");
+      if (!fails)
+        log.warn({ err: error, pass: id }, "what is sealed cannot be compared again now; trying until it can");
+      fails = true;
       await clock.sleep(retryMs, signal);
     }
   }
