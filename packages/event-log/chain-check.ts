@@ -45,10 +45,12 @@ export class Findings {
 /** service/instance/epoch, as our producers write it. Anything else names no chain. */
 const producerForm = /^[a-z][a-z0-9-]*\/[A-Za-z0-9._-]{1,128}\/\d{1,15}$/;
 
+export const isProducer = (text: string): boolean => producerForm.test(text);
+
 /** curfew-producer; empty where it is none that could be one of ours. */
 export const producerOf = (record: Pick<SealedRecord, "headers">): string => {
   const named = headerOf(record, producerHeader) ?? "";
-  return producerForm.test(named) ? named : "";
+  return isProducer(named) ? named : "";
 };
 
 const closedType = eventTypeOf({ $typeName: ProducerEpochClosedSchema.typeName }).type;

@@ -49,7 +49,7 @@ const sendDomain = Buffer.from("curfew-sig/v1\n");
 const signatureBytes = 64;
 const hashBytes = 32;
 /** A leaf takes 64 KiB. */
-const maxCertificationChars = 16_384;
+export const maxCertificationChars = 16_384;
 const maxCertificates = 8;
 /** A send is chained on at most as many partitions. */
 const maxHashes = 1_000;

@@ -7,7 +7,7 @@ import {
 } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import { BusUnavailable } from "@curfew/event-log/bus.ts";
 import { headerOf } from "@curfew/event-log/chain.ts";
-import { beginEpoch } from "@curfew/event-log/epochs.ts";
+import { beginEpoch, type EpochRow } from "@curfew/event-log/epochs.ts";
 import { siemTopic, topicNames } from "@curfew/event-log/event-types.ts";
 import { virtualClock } from "@curfew/simulation/virtual-clock.ts";
 import { afterEach, describe, expect, it, vi } from "vitest";
@@ -91,6 +91,7 @@ const sendAndDie = async ({ bus, epochs }: MemoryWorld, name: string, count: num
   closers.push(() => producer.close());
   return `${name}/1`;
 };
+const isAuditors = (producer: string) => producer.startsWith("auditor/");
 const numbersOf = (chains: readonly { partition: number; acknowledged: bigint }[]) =>
   chains.map(({ acknowledged }) => Number(acknowledged));
 
@@ -194,6 +195,33 @@ describe("a producer epoch", () => {
     expect(row?.acknowledged).toEqual({ 0: 2, 1: 1, 2: 1 });
     await untilSealed(watch.world);
     expect(watch.gaps()).toEqual([]);
+  });
+
+  it("is closed although there are rows that no producer would write", async () => {
+    const watch = await openWatched();
+    const { epochs } = watch.world;
+    const strange: Record<string, unknown>[] = [
+      { _id: "no producer \u2028", topic: uses, acknowledged: {} },
+      { _id: "verifier/x/1", topic: uses, acknowledged: null },
+      { _id: "verifier/x/2", topic: uses, acknowledged: { 0: "9", 1: -1, 2: 1.5, "-1": 7, x: [] } },
+      { _id: "verifier/x/3", topic: 7, acknowledged: {} },
+      { _id: "verifier/x/4", topic: uses, acknowledged: {}, key: "..", signature: { a: 1 } },
+      { _id: "verifier/x/6", topic: uses, acknowledged: {}, key: "k".repeat(2_000_000) },
+      { _id: "verifier/x/5", topic: uses, acknowledged: {}, key: "..", signature: "!" },
+    ];
+    for (const row of strange) await epochs.insert({ ...row, open: true } as EpochRow);
+    const producer = await sendAndDie(watch.world, "verifier/a", 4);
+    await watch.pass(14);
+    const closed = () => watch.closings().map((closing) => closing.producer);
+    await vi.waitFor(() => expect(closed()).toContain(producer), bound);
+    expect(new Set(closed())).toEqual(
+      new Set(["verifier/x/2", "verifier/x/5", producer, ...closed().filter(isAuditors)]),
+    );
+    await untilSealed(watch.world);
+    await vi.waitFor(
+      () => expect(watch.gaps()).toMatchObject([{ producer: "verifier/x/5", cause: GapCause.BAD_SIGNATURE }]),
+      bound,
+    );
   });
 
   it("of a topic that is not sealed, or of evidence itself, makes no closings without end", async () => {

@@ -5,9 +5,11 @@ import {
 } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import { type Collection, StoreUnavailable } from "@curfew/document-store/port.ts";
 import { type Bus, BusUnavailable } from "@curfew/event-log/bus.ts";
+import { isProducer } from "@curfew/event-log/chain-check.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import type { Outbox } from "@curfew/event-log/outbox.ts";
+import { maxCertificationChars } from "@curfew/event-log/producer-key.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import type { Follower } from "./follower.ts";
@@ -45,6 +47,13 @@ export const looked = (known: Watched | undefined, row: EpochRow): Watched => {
   if (known?.text === text) return { ...known, quiet: known.quiet + 1 };
   return { text, row: known && isBehind(row, known.row) ? known.row : row, quiet: 0 };
 };
+
+/** Every service may write to the store of producers: a row that none of ours would write must not hold up the others. */
+const isRow = ({ _id, topic, acknowledged, key = "", signature = "" }: EpochRow): boolean =>
+  isProducer(_id) &&
+  [topic, key, signature].every((text) => typeof text === "string" && text.length <= maxCertificationChars) &&
+  typeof acknowledged === "object" &&
+  acknowledged !== null;
 
 const isCount = (number: unknown): number is number => Number.isSafeInteger(number) && (number as number) > 0;
 
@@ -84,7 +93,7 @@ export const watchEpochs = async (parts: EpochWatchParts, signal: AbortSignal): 
     const now = new Map<string, Watched>();
     for (let from = ""; now.size < maxWatched; ) {
       const rows = await epochs.find({ where: { open: true }, ...(from && { from }), limit: pageRows });
-      for (const row of rows) now.set(row._id, looked(watched.get(row._id), row));
+      for (const row of rows.filter(isRow)) now.set(row._id, looked(watched.get(row._id), row));
       const last = rows.at(-1);
       if (!last || rows.length < pageRows) break;
       from = `${last._id} `;
