@@ -26,16 +26,28 @@ process.once("exit", () => {
   for (const child of running) child.kill("SIGKILL");
 });
 
-/** Starts it on its directory; resolves once it listens, rejects with WitnessEnded. */
+/** Starts it on its directory, `under` another program; resolves once it listens, rejects with WitnessEnded. */
 export const openOwnWitness = async (
   dir: string,
   logs: readonly string[],
   more: readonly string[] = ["--name", "witness.example/own"],
   listen = "127.0.0.1:0",
+  under: readonly string[] = [],
 ): Promise<OwnWitness> => {
   const flags = logs.flatMap((log) => ["--log", log]);
-  const args = [main, "witness", "--data", dir, "--listen", listen, ...flags, ...more];
-  const child = spawn(process.execPath, args, { stdio: ["ignore", "pipe", "pipe"] });
+  const [program = "", ...args] = [
+    ...under,
+    process.execPath,
+    main,
+    "witness",
+    "--data",
+    dir,
+    "--listen",
+    listen,
+    ...flags,
+    ...more,
+  ];
+  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
   running.add(child);
   const exited = once(child, "exit").then(([code]) => {
     running.delete(child);
