@@ -269,6 +269,21 @@ describe("the producer chains of a ledger, checked offline", () => {
     expect(ledger.result().told).toEqual([["verifier/v/3", "UNKNOWN_PRODUCER", `${tokens}/0@0`]]);
   });
 
+  it("show what was put behind the end of a closed chain, or with its key where it had none, once another record follows", () => {
+    for (const partition of [0, 1]) {
+      const ledger = openLedgerOf();
+      const { chain, key, certification } = epochOf(verifier, uses);
+      const other = epochOf("verifier/other/1", uses);
+      ledger.put(uses, ...chain.linkSend([out(1)]), ...other.chain.linkSend([out(2)]));
+      const state = { acknowledged: { 0: 1 }, ended: true };
+      ledger.close(verifier, uses, state, { certification, signature: key.signState(state) });
+      ledger.put(uses, chain.link(out(3, partition)));
+      ledger.put(uses, ...other.chain.linkSend([out(4, partition)]));
+      const { told } = ledger.result();
+      expect(told).toEqual([[verifier, "MISSING_SIGNATURE", `${uses}/${partition}@${partition === 0 ? 2 : 0}`]]);
+    }
+  });
+
   it("are taken unsigned from before there were signatures, and not once their service signs", () => {
     const ledger = openLedgerOf();
     const old = openChain(uses, "verifier/old/1");

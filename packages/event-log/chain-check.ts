@@ -43,7 +43,7 @@ export class Findings {
 }
 
 /** service/instance/epoch, as our producers write it. Anything else names no chain. */
-const producerForm = /^[a-z][a-z0-9-]*\/[A-Za-z0-9._-]{1,128}\/\d{1,15}$/;
+const producerForm = /^[a-z][a-z0-9-]{0,63}\/[A-Za-z0-9._-]{1,128}\/\d{1,15}$/;
 
 export const isProducer = (text: string): boolean => producerForm.test(text);
 
@@ -53,18 +53,19 @@ export const producerOf = (record: Pick<SealedRecord, "headers">): string => {
   return isProducer(named) ? named : "";
 };
 
+const sealedTopics: ReadonlySet<string> = new Set(Object.values(topicNames));
 const closedType = eventTypeOf({ $typeName: ProducerEpochClosedSchema.typeName }).type;
 
 /** More than any topic has. */
 const maxPartitions = 1_000;
 
-/** The closing that a record is. */
+/** The closing that a record is; of an epoch that there can be, since its names go into what is found. */
 export const closingOf = (record: SealedRecord): ProducerEpochClosed | undefined => {
   if (record.topic !== topicNames.evidence || headerOf(record, "ce_type") !== closedType) return undefined;
   try {
     const { message } = readEvent(record);
-    const isOne = isMessage(message, ProducerEpochClosedSchema) && message.chains.length <= maxPartitions;
-    return isOne ? message : undefined;
+    if (!isMessage(message, ProducerEpochClosedSchema) || message.chains.length > maxPartitions) return undefined;
+    return producerForm.test(message.producer) && sealedTopics.has(message.topic) ? message : undefined;
   } catch (error) {
     if (error instanceof UnreadableRecord) return undefined;
     throw error;
@@ -131,6 +132,24 @@ interface Checked {
   ended: boolean;
 }
 
+/** What the order of records within partitions tells; `chain`: the record's, where it names one. */
+const openPartitions = (findings: Findings) => {
+  const ends = new Map<string, { readonly next: number; readonly chain: Chain | undefined }>();
+  return {
+    add(record: SealedRecord, chain: Chain | undefined): void {
+      const place = placeOf(record);
+      const lane = `${place.topic}/${place.partition}`;
+      const end = ends.get(lane);
+      const expected = end?.next ?? 0;
+      const jump = { producer: "", ...place, cause: GapCause.OFFSET_JUMP, expected, seen: place.offset };
+      if (place.offset !== expected) findings.add(jump);
+      const last = end?.chain;
+      if (last && last !== chain) for (const fault of last.interrupted()) findings.add(findingOf(last, fault));
+      ends.set(lane, { next: place.offset + 1, chain });
+    },
+  };
+};
+
 const maxFindings = 10_000;
 /** About 100 MB. */
 const maxChains = 200_000;
@@ -144,7 +163,7 @@ const settleEvery = 4_096;
 export const openChainCheck = (trust: ProducerTrust): ChainCheck => {
   const epochs = new Map<string, Map<number, Checked>>();
   const findings = new Findings(maxFindings);
-  const nextOffsets = new Map<string, number>();
+  const partitions = openPartitions(findings);
   const signedSince = new Map<string, number>();
   let count = 0;
 
@@ -159,15 +178,6 @@ export const openChainCheck = (trust: ProducerTrust): ChainCheck => {
     checked = { chain: new Chain(producer, topic, partition), first: 0, closed: undefined, ended: false };
     epochs.set(epoch, chains.set(partition, checked));
     return checked;
-  };
-
-  const checkOffset = (record: SealedRecord): void => {
-    const place = placeOf(record);
-    const lane = `${place.topic}/${place.partition}`;
-    const expected = nextOffsets.get(lane) ?? 0;
-    const jump = { producer: "", ...place, cause: GapCause.OFFSET_JUMP, expected, seen: place.offset };
-    if (place.offset !== expected) findings.add(jump);
-    nextOffsets.set(lane, place.offset + 1);
   };
 
   const close = (record: SealedRecord, closing: ProducerEpochClosed): void => {
@@ -185,15 +195,17 @@ export const openChainCheck = (trust: ProducerTrust): ChainCheck => {
 
   return {
     add(record) {
-      checkOffset(record);
       const { topic, partition, offset } = record;
-      const simple = (cause: GapCause) =>
+      const simple = (cause: GapCause) => {
+        partitions.add(record, undefined);
         findings.add({ producer: "", topic, partition, offset, cause, expected: 0, seen: 0 });
+      };
       if (record.oversize) return simple(GapCause.OVERSIZE);
       const producer = producerOf(record);
       if (producer === "") return simple(GapCause.UNKNOWN_PRODUCER);
       const checked = checkedOf(producer, topic, partition);
       const { chain } = checked;
+      partitions.add(record, chain);
       const faults = chain.add(record, { trust, signedSinceMs: signedSince.get(topic) });
       const { sequence = 0, key = "" } = chain.state ?? {};
       if (checked.first === 0) checked.first = sequence;

@@ -114,6 +114,16 @@ export class Chain {
     return faults;
   }
 
+  /**
+   * A record that is not of this chain follows in its partition. What a send appends to a partition stands together there, so that records
+   * without a signature by now get none: whoever may write to the topic put them behind what is signed.
+   */
+  interrupted(): Fault[] {
+    const { key, signed, unsignedFrom, sequence } = this.#state ?? { key: "", signed: 0, sequence: 0 };
+    if (key === "" || unsignedFrom === undefined) return [];
+    return [{ cause: GapCause.MISSING_SIGNATURE, offset: unsignedFrom, expected: signed + 1, seen: sequence }];
+  }
+
   #sign(record: SealedRecord, header: string | undefined): void {
     const state = this.#state as ChainState;
     if (header === undefined) return;

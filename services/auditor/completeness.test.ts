@@ -251,6 +251,25 @@ describe("completeness", () => {
       expect(found(world)).toEqual([`${producer} MISSING_SIGNATURE`, `${stolen} UNKNOWN_PRODUCER`]);
     });
 
+    it("records what was put unsigned behind the end of a chain, once anything follows, also after a restart", async () => {
+      const world = await openForgedWorld();
+      const one = await signing(world.epochs, "verifier/one");
+      const two = await signing(world.epochs, "verifier/two");
+      // In turns, as replicas write: that is no fault.
+      world.put(uses, ...one.chain.linkSend([use(1), use(2)]), ...two.chain.linkSend([use(3)]));
+      world.put(uses, ...one.chain.linkSend([use(4)]), ...two.chain.linkSend([use(5)]));
+      await world.until(5);
+      world.put(uses, one.chain.link(use(6)));
+      await world.until(6);
+      expect(world.gaps()).toEqual([]);
+      for (const close of closers.splice(0)) await close();
+      const again = await openForgedWorld(world);
+      again.put(uses, ...two.chain.linkSend([use(7)]).map((record) => ({ ...record, offset: 6 })));
+      await again.untilGaps(1);
+      expect(found(again)).toEqual([`${one.producer} MISSING_SIGNATURE`]);
+      expect(again.gaps()).toMatchObject([{ position: { topic: uses, partition: 0, offset: 5n } }]);
+    });
+
     it("records that its last record is unsigned when it is closed, and a closing that is not its own", async () => {
       const world = await openForgedWorld();
       const one = await signing(world.epochs, "verifier/one");

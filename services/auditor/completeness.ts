@@ -40,6 +40,8 @@ export interface CheckedBatch {
 export interface CompletenessParts {
   /** State of a chain as of all leaves below index `below`; undefined where none of it was sealed. */
   readonly chainBelow: (chain: string, below: number) => Promise<ChainState | undefined>;
+  /** The last record of a partition, of those sealed up to `before`. */
+  readonly lastOf: (topic: string, partition: number, before: LedgerHead) => Promise<SealedRecord | undefined>;
   /** When a topic's first signed chain was sealed, of all leaves below that index; undefined: there is none yet. */
   readonly signedSince: (topic: string, below: number) => Promise<number | undefined>;
   /** Whether an event with that number of the stream was sealed in an earlier batch. */
@@ -76,6 +78,8 @@ export const streamPlace = (record: SealedRecord): { stream: string; sequence: n
 interface Memory {
   readonly chains: Map<string, ChainState>;
   readonly streams: Map<string, number>;
+  /** Producer of the last record of each partition; empty where it names none. */
+  readonly last: Map<string, string>;
   /** By topic; a topic that is not in it was not asked for yet. */
   readonly signedSince: Map<string, number | undefined>;
 }
@@ -92,6 +96,7 @@ class BatchCheck implements CheckedBatch {
   readonly #signedSince = new Map<string, number>();
   readonly #sequences = new Map<string, number>();
   readonly #positions = new Map<string, number>();
+  readonly #last = new Map<string, string>();
   readonly signedTopics = new Map<string, number>();
 
   constructor(parts: CompletenessParts, memory: Memory, before: LedgerHead, batch: Batch) {
@@ -116,11 +121,13 @@ class BatchCheck implements CheckedBatch {
     const moved = [...this.heads.values()].map(({ chain, ...state }) => [chain, state] as const);
     remember(this.#memory.chains, moved);
     remember(this.#memory.streams, this.#sequences);
+    remember(this.#memory.last, this.#last);
     for (const [topic, sinceMs] of this.#signedSince) this.#memory.signedSince.set(topic, sinceMs);
   }
 
   async add(record: SealedRecord, at: number): Promise<void> {
     this.#checkOffset(record);
+    await this.#checkLast(record);
     if (record.oversize) return this.#find(record, "", GapCause.OVERSIZE);
     await this.#checkChain(record, at);
     await this.#checkStream(record);
@@ -151,6 +158,22 @@ class BatchCheck implements CheckedBatch {
     const expected = this.#positions.get(place) ?? nextOffset(this.#before.positions, topic, partition);
     if (offset !== expected) this.#find(record, "", GapCause.OFFSET_JUMP, expected, offset);
     this.#positions.set(place, offset + 1);
+  }
+
+  /** Whether the chain of the record before it in its partition is left unsigned there. */
+  async #checkLast(record: SealedRecord): Promise<void> {
+    const { topic, partition } = record;
+    const place = `${topic}/${partition}`;
+    let last = this.#last.get(place) ?? this.#memory.last.get(place);
+    if (last === undefined) {
+      const before = await this.#parts.lastOf(topic, partition, this.#before);
+      last = before ? producerOf(before) : "";
+    }
+    const producer = producerOf(record);
+    this.#last.set(place, producer);
+    if (last === "" || last === producer) return;
+    const { chain } = await this.#open(last, topic, partition);
+    for (const fault of chain.interrupted()) this.#found.add(findingOf(chain, fault));
   }
 
   async #open(producer: string, topic: string, partition: number) {
@@ -213,7 +236,7 @@ class BatchCheck implements CheckedBatch {
 }
 
 export const openCompleteness = (parts: CompletenessParts) => {
-  const memory: Memory = { chains: new Map(), streams: new Map(), signedSince: new Map() };
+  const memory: Memory = { chains: new Map(), streams: new Map(), last: new Map(), signedSince: new Map() };
   return {
     /** Checks a batch that follows `before`. May be called again for the same batch as long as `commit` was not. */
     async check(before: LedgerHead, batch: Batch): Promise<CheckedBatch> {

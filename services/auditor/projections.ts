@@ -10,7 +10,7 @@ import { HASH_BYTES } from "@curfew/ledger/hash.ts";
 import { decodeLeaf, type SealedRecord } from "@curfew/ledger/leaf.ts";
 import type { NodeAddress } from "@curfew/ledger/tree.ts";
 import { type ChainPoint, type CheckedBatch, openCompleteness, streamPlace } from "./completeness.ts";
-import { type Batch, LedgerBroken, type LedgerHead, type NextOffset } from "./domain.ts";
+import { type Batch, LedgerBroken, type LedgerHead, maxBatchRecords, type NextOffset, nextOffset } from "./domain.ts";
 
 /**
  * The read models, derived from batches alone and insert-only: whoever derives a batch writes the same rows, so a second writer and a
@@ -178,6 +178,21 @@ export const openProjection = (parts: {
     async chainBelow(chain, below) {
       const [row] = await entries.find({ where: { chain }, below: entryId(below), order: -1, limit: 1 });
       return row && chainStateOf(row);
+    },
+    async lastOf(topic, partition, before) {
+      const next = nextOffset(before.positions, topic, partition);
+      if (next === 0) return undefined;
+      let [low, high] = [1, before.batch];
+      while (low < high) {
+        const middle = Math.floor((low + high) / 2);
+        const row = await checkpoints.get(checkpointId(middle));
+        if (nextOffset(row?.positions ?? [], topic, partition) >= next) high = middle;
+        else low = middle + 1;
+      }
+      const { first, size } = (await checkpoints.get(checkpointId(low))) ?? { first: 0, size: 0 };
+      const rows = await entries.find({ from: entryId(first), below: entryId(size), limit: maxBatchRecords });
+      const records = rows.map(({ leaf }) => decodeLeaf(leaf));
+      return records.findLast((record) => record.topic === topic && record.partition === partition);
     },
     async signedSince(topic, below) {
       const first = await keys.get(signedKey(topic));
