@@ -5,7 +5,10 @@ import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import { sourceOf } from "@curfew/bundle/byte-source.ts";
 import { openBundle } from "@curfew/bundle/verify-bundle.ts";
-import { ExportBundleRequestSchema } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
+import {
+  ExportBundleRequestSchema,
+  ProveInclusionRequestSchema,
+} from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
 import { LedgerKeyRotatedSchema } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import type { OutRecord } from "@curfew/event-log/bus.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
@@ -19,12 +22,22 @@ import { parsePolicy } from "@curfew/ledger/policy.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { type Batch, emptyHead, headOf, LedgerBroken, type LedgerHead, makeBatch, replayBatch } from "./domain.ts";
+import {
+  type Batch,
+  type BatchDoc,
+  emptyHead,
+  headOf,
+  LedgerBroken,
+  type LedgerHead,
+  makeBatch,
+  replayBatch,
+} from "./domain.ts";
 import { openExports } from "./export.ts";
 import { openFollower } from "./follower.ts";
 import { rotationStream, watchKeyRotation } from "./key-rotation.ts";
 import { type LedgerSeal, ledgerKeys, sealOf } from "./ledger-keys.ts";
 import { openReadModels } from "./projections.ts";
+import { answerInclusion } from "./proofs.ts";
 import {
   bound,
   clock,
@@ -306,13 +319,21 @@ describe("the auditor", () => {
     const { manifest } = await openBundle(sourceOf(Buffer.concat(pieces)), policy);
     expect(manifest).toMatchObject({ entries: 1 });
     expect(manifest.size).toBeGreaterThan(3);
+    // So is the checkpoint that goes with a proof in a tree of before.
+    const batches = await world.store.collection<BatchDoc>("batches");
+    const asked = create(ProveInclusionRequestSchema, { index: 0n, size: 1n });
+    const answer = await answerInclusion(
+      { ...auditor, batches, follower, clocks: { cosigning: undefined, stamped: undefined } },
+      asked,
+    );
+    expect(openCheckpoint(answer.checkpoint, verifierOf(one, 2) as never).size).toBe(1);
     await follower.close();
     stop.abort();
     await Promise.all(watching);
     await auditor.close();
-    const { batches } = await replayAll(world.store, replica().seal);
+    const replayed = await replayAll(world.store, replica().seal);
     expect(
-      batches.map(({ doc: { size: leaves, checkpoint } }) => isSignedBy(one, checkpoint)[1] === leaves > 1),
+      replayed.batches.map(({ doc: { size: leaves, checkpoint } }) => isSignedBy(one, checkpoint)[1] === leaves > 1),
     ).not.toContain(false);
     expect(one.keys.all("now")).toHaveLength(2);
   });

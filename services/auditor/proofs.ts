@@ -8,12 +8,14 @@ import type { Position } from "@curfew/contracts/gen/curfew/events/v1/common_pb.
 import type { Collection } from "@curfew/document-store/port.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
+import { countersigned } from "@curfew/ledger/note.ts";
 import { verifyConsistency, verifyInclusion } from "@curfew/ledger/proof.ts";
 import { proveConsistency, proveInclusion, treeRoot } from "@curfew/ledger/tree.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import { type BatchDoc, batchId, LedgerBroken, nextOffset } from "./domain.ts";
 import { sealedEvent } from "./event-view.ts";
 import type { Follower } from "./follower.ts";
+import type { LedgerSeal } from "./ledger-keys.ts";
 import { type OutsideClocks, outsideTimes } from "./outside-times.ts";
 import { type CheckpointRow, checkpointId, entryId, eventKey, type ReadModels, readNodes } from "./projections.ts";
 import { batchPast } from "./sealed-places.ts";
@@ -23,6 +25,7 @@ export interface ProofParts {
   readonly batches: Pick<Collection<BatchDoc>, "get">;
   readonly models: ReadModels;
   readonly follower: Pick<Follower, "latest">;
+  readonly ledger: { readonly seal: Pick<LedgerSeal, "signerAt"> };
   readonly clocks: OutsideClocks;
 }
 
@@ -117,7 +120,9 @@ const treeOf = async (parts: ProofParts, size: number, latest: CheckpointRow) =>
   }));
   if (!verifyConsistency(size, latest.size, proof, root, latest.root))
     throw new LedgerBroken(`the tree of ${size} in the read model is not the beginning of the newest`);
-  return { root, checkpoint: await checkpointAt(parts, size, latest) };
+  const checkpoint = await checkpointAt(parts, size, latest);
+  // Whoever asks has the key that signs now: from before a rotation it vouches for what the one before has signed.
+  return { root, checkpoint: checkpoint && countersigned(checkpoint, parts.ledger.seal.signerAt(latest.size)) };
 };
 
 /** The newest batch, and `wanted` or its size. Throws OUT_OF_RANGE past it. */
