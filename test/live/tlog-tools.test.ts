@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { curfew } from "../tools/curfew.ts";
+import { curfew, curfewOnTerminal } from "../tools/curfew.ts";
 import {
   builtTools,
   fsck,
@@ -95,6 +95,15 @@ describe("the verifiers", () => {
     expect(await tlogcheck.log(log, policy, before)).toMatchObject({ sound: true });
     expect(await tlogcheck.log(log, policy, now)).toMatchObject({ sound: true });
     await acceptedByOurs(log);
+  });
+
+  it("ours shows on a terminal how far it is, and leaves nothing of that behind", async () => {
+    const { code, out } = await curfewOnTerminal("verify", log, "--key", key.vkey);
+    expect(code).toBe(0);
+    expect(out).toMatch(/^\r\[#*\.*\] \d+ % \d+ of 70500 entries/);
+    const [last = ""] = out.split("\x1b[K").slice(-1);
+    expect(last).toMatch(/^log: .*\r\nentries: +70500\r\n/);
+    expect(last).not.toContain("%");
   });
 
   it("accept it over HTTP", async () => {

@@ -27,3 +27,9 @@ export const curfewBy = (command: readonly string[], ...args: string[]) => {
   const [first = process.execPath, ...more] = [...command, process.execPath, main, ...args];
   return run(first, ...more);
 };
+
+/** The same on a terminal, which shows both outputs. */
+export const curfewOnTerminal = (...args: string[]) => {
+  const quoted = [process.execPath, main, ...args].map((word) => `'${word.replaceAll("'", "'\\''")}'`);
+  return run("script", "--quiet", "--return", "--command", quoted.join(" "), "/dev/null");
+};
