@@ -45,7 +45,7 @@ const refusalAnswer = ({ status, said, size }: Refusal): Answer =>
     ? { status, body: `${size}\n`, headers: { "content-type": "text/x.tlog.size" } }
     : { status, body: `${said}\n` };
 
-/** Lines that a log's misbehaviour, or our clock's, may fill. */
+/** Lines that the misbehaviour of logs may fill. */
 const maxReports = 1_000;
 
 /** Says what is worth a line, once: strangers can show it again without end. */
@@ -53,9 +53,11 @@ const openReports = (log: WitnessParts["log"]) => {
   const said = new Set<string>();
   return (submission: Submission, { isFork, status, said: why }: Refusal): void => {
     const { origin, size } = submission.claimed;
+    if (!isFork && status !== 503) return;
     const signed = signedByLog(submission);
-    if ((!isFork && status !== 503) || said.size >= maxReports || said.has(`${status} ${signed}`)) return;
-    said.add(`${status} ${signed}`);
+    const what = isFork ? signed : why;
+    if (said.size >= maxReports || said.has(what)) return;
+    said.add(what);
     // Signed by the log's own key: whoever has this line, and the checkpoint that was cosigned, can show both to others.
     if (isFork) log.error({ origin, size, signed }, "the log has signed two roots of one size");
     else log.error({ origin }, why);
@@ -140,8 +142,8 @@ export const openWitnessServer = async (
       send(response, answer);
       request.resume(); // what was not read, till the limit of its time
     } catch (err) {
-      // A request that broke off has nobody to be told.
-      if (response.destroyed) return;
+      // One that broke off has nobody to be told.
+      if (!request.complete) return;
       log.error({ err }, "a request could not be answered");
       send(response, { status: 503, body: "cannot be cosigned now\n" });
     }

@@ -225,6 +225,32 @@ describe("curfew witness", { timeout: 180_000 }, () => {
     slow.destroy();
   });
 
+  it("says nothing of requests that break off", async () => {
+    const lines: string[] = [];
+    const server = await openWitnessServer(
+      {
+        logs: new Map(),
+        state: openWitnessState(dir, (text) => hash("sha256", text)),
+        cosignerAt: (seconds) => noteCosigner("w", privateKey, seconds),
+        now: () => 0,
+        log: openLog({ service: "test", level: "info", write: (line) => void lines.push(line) }),
+      },
+      { host: "127.0.0.1", port: 0 },
+    );
+    const { hostname, port } = new URL(server.url);
+    for (let i = 0; i < 20; i += 1) {
+      const broken = connect(Number(port), hostname);
+      await once(broken, "connect");
+      broken.write("POST /add-checkpoint HTTP/1.1\r\nhost: w\r\ncontent-length: 100\r\n\r\nold 0", () =>
+        broken.resetAndDestroy(),
+      );
+      await once(broken, "close");
+    }
+    expect(await post(server.url, "")).toMatchObject({ status: 400 });
+    await server.close();
+    expect(lines).toEqual([]);
+  });
+
   it("cosigns nothing while its clock stands far behind, and goes on when it is right", async () => {
     let nowMs = 1_795_000_000_000;
     const key = generateKeyPairSync("ed25519").privateKey;
