@@ -135,7 +135,8 @@ const readLeaf = (reader: LeafReader, like: SealedRecord | undefined): SealedRec
  */
 export const readPlainLeaf = (leaf: Uint8Array, like: SealedRecord | undefined): SealedRecord | undefined => {
   try {
-    return readLeaf(new LeafReader(Buffer.from(leaf.buffer, leaf.byteOffset, leaf.length)), like);
+    const bytes = Buffer.isBuffer(leaf) ? leaf : Buffer.from(leaf.buffer, leaf.byteOffset, leaf.length);
+    return readLeaf(new LeafReader(bytes), like);
   } catch (error) {
     if (error === unusual) return undefined;
     throw error;
