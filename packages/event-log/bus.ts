@@ -30,6 +30,12 @@ export class BusUnavailable extends Error {
 /** The bus refused: no right to write, or a record too large. Nothing of this send is on the topic, and it will never be. */
 export class BusRefused extends Error {
   override name = "BusRefused";
+  /** A transport's word to its producer: other records of the same send may be on the topic. */
+  readonly partly: boolean;
+  constructor(message: string, { partly = false, ...options }: ErrorOptions & { readonly partly?: boolean } = {}) {
+    super(message, options);
+    this.partly = partly;
+  }
 }
 
 /** A record that a subscription was to read next is not there any more, or never was: going on would skip it. */

@@ -1,8 +1,8 @@
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
-import type { Clock } from "@curfew/runtime/clock.ts";
+import { type Clock, systemClock } from "@curfew/runtime/clock.ts";
 import { afterEach, expect, it, vi } from "vitest";
 import { BusRefused, BusUnavailable, type OutRecord } from "./bus.ts";
-import { type ChainedRecord, type ChainHead, checkLink } from "./chain.ts";
+import { type ChainedRecord, type ChainHead, checkLink, keyHeader } from "./chain.ts";
 import {
   type ChainedProducerSettings,
   maxQueuedRecords,
@@ -48,7 +48,7 @@ class ManualClock implements Clock {
   }
 }
 
-type Fault = "lost" | "unacknowledged" | "not sent" | "refused" | "hangs" | "not open";
+type Fault = "lost" | "unacknowledged" | "not sent" | "refused" | "partly refused" | "hangs" | "not open";
 
 /** A topic in memory, in front of which each send meets the next fault of the list, or none. */
 const setUp = async (faults: Fault[] = [], more: Partial<ChainedProducerSettings> = {}) => {
@@ -58,6 +58,7 @@ const setUp = async (faults: Fault[] = [], more: Partial<ChainedProducerSettings
   const clock = new ManualClock();
   const topic: ChainedRecord[] = [];
   const batches: number[] = [];
+  const sent: (readonly ChainedRecord[])[] = [];
   let openTransports = 0;
   let opened = 0;
   let openSends = 0;
@@ -68,11 +69,15 @@ const setUp = async (faults: Fault[] = [], more: Partial<ChainedProducerSettings
       if (fault === "hangs") return await new Promise<number[]>(() => {});
       // A turn of the event loop: other callers come meanwhile.
       await new Promise(setImmediate);
+      sent.push(records);
       if (fault === "refused") throw new BusRefused("no right to write");
       if (fault === "not sent") throw new NothingSent("full");
       if (fault === "lost") throw new Error("gave up");
       batches.push(records.length);
-      const offsets = records.map((record) => topic.push(record) - 1);
+      const offsets = records
+        .filter(({ partition }) => partition === 0 || fault !== "partly refused")
+        .map((record) => topic.push(record) - 1);
+      if (fault === "partly refused") throw new BusRefused("too large", { partly: true });
       if (fault === "unacknowledged") throw new Error("gave up");
       return offsets;
     } finally {
@@ -98,7 +103,7 @@ const setUp = async (faults: Fault[] = [], more: Partial<ChainedProducerSettings
     clock.advance(10_000);
     return closed;
   });
-  return { producer, clock, topic, batches, epochs, transports: () => ({ opened, open: openTransports }) };
+  return { producer, clock, topic, batches, sent, epochs, transports: () => ({ opened, open: openTransports }) };
 };
 
 const record = (id: string, more: Partial<OutRecord> = {}): OutRecord => ({
@@ -163,6 +168,40 @@ it("passes a refusal to its callers; the chain goes on without a hole and withou
   await producer.send([record("c")]);
   expect(told(topic)).toEqual(["c verifier/1/1 1"]);
   expect((await epochs.find({ limit: 10 })).length).toBe(1);
+});
+
+it("signs what it sends after a refusal with another key: who refused the first may have kept it, to put it in its place", async () => {
+  const { identity } = await openIdentities(systemClock, ["verifier"]);
+  const { producer, sent, epochs } = await setUp(["refused"], { identity: () => identity("verifier") });
+  await expect(producer.send([record("a")])).rejects.toBeInstanceOf(BusRefused);
+  await producer.send([record("b")]);
+  const keys = sent.map(([first]) => first?.headers[keyHeader]?.split(".")[0]);
+  expect(keys[0]).not.toBe(keys[1]);
+  expect((await epochs.get("verifier/1/1"))?.key?.split(".")[0]).toBe(keys[1]);
+});
+
+it("begins a new epoch after a refusal of a part: the rest may be on the topic", async () => {
+  const { producer, topic } = await setUp(["partly refused"]);
+  const records = [record("a"), record("b", { partition: 1 })];
+  await expect(producer.send(records)).rejects.toBeInstanceOf(BusRefused);
+  await producer.send([record("c")]);
+  expect(told(topic)).toEqual(["a verifier/1/1 1", "c verifier/1/2 1"]);
+  assertChained(topic);
+});
+
+it("writes its row anew where somebody has removed it", async () => {
+  const { producer, clock, epochs } = await setUp();
+  await producer.send([record("a")]);
+  const before = await epochs.get("verifier/1/1");
+  await epochs.delete("verifier/1/1");
+  await eventually(async () => {
+    clock.advance(1_000);
+    expect(await epochs.get("verifier/1/1")).toMatchObject({
+      topic: before?.topic,
+      acknowledged: { 0: 1 },
+      open: true,
+    });
+  });
 });
 
 it("begins a new epoch after a refusal when the old one has records, with what it acknowledged in its row", async () => {

@@ -24,7 +24,7 @@ export class NothingSent extends BusUnavailable {
 export interface ProducerTransport {
   /**
    * Appends and answers one offset per record, in order, once durable. One call at a time. Rejects with BusRefused (nothing was
-   * written: passed to the callers), NothingSent (tried again in the same epoch), or anything else: a give-up, after which this
+   * written, unless it says so: passed to the callers), NothingSent (tried again in the same epoch), or anything else: a give-up, after which this
    * transport is closed and another opened, and the same records go out in a new epoch.
    */
   send(records: readonly ChainedRecord[]): Promise<number[]>;
@@ -191,7 +191,7 @@ class ChainedProducer implements Producer {
         return offsets;
       } catch (error) {
         if (error instanceof BusRefused) {
-          if (linked) await this.#endEpoch(true);
+          if (linked) await this.#endEpoch(!error.partly);
           this.#failing = false;
           throw gaveUp ? new BusUnavailable(`refused after a give-up: ${error.message}`, { cause: error }) : error;
         }
@@ -239,7 +239,7 @@ class ChainedProducer implements Producer {
   /** After a refusal an epoch in which nothing was ever acknowledged starts again from 1: refusals use up no epochs. */
   async #endEpoch(nothingSent: boolean): Promise<void> {
     const epoch = this.#epoch;
-    if (!epoch || (nothingSent && epoch.restart())) return;
+    if (!epoch || (nothingSent && (await epoch.restart()))) return;
     this.#epoch = undefined;
     await epoch.end();
   }

@@ -56,8 +56,11 @@ export interface Epoch {
   link(records: readonly OutRecord[]): ChainedRecord[];
   /** All that was linked is on the topic. */
   acknowledge(): void;
-  /** Forgets what was linked, if nothing was ever acknowledged: then the chains begin again. */
-  restart(): boolean;
+  /**
+   * Forgets what was linked, if nothing was ever acknowledged: then the chains begin again, under another key. What was signed before may
+   * have been kept by whoever refused it, and must not pass for what is sent from now on. False where that could not be.
+   */
+  restart(): Promise<boolean>;
   /** Nothing more is sent in it: writes its last row, as far as the store lets it. */
   end(): Promise<void>;
   /** Leaves the row as it is. */
@@ -75,10 +78,10 @@ export interface EpochParts {
 export const openEpoch = async ({ epochs, options, clock, identity }: EpochParts): Promise<Epoch> => {
   const { name, topic } = options;
   let key: ProducerKey | undefined;
+  const signed = (state: EpochState) => key && { key: key.certification(), signature: key.signState(state) };
   const id = await beginEpoch(epochs, name, topic, (producer) => {
-    if (!identity) return {};
-    key = createProducerKey(producer, topic, identity);
-    return { key: key.certification(), signature: key.signState({ acknowledged: {} }) };
+    key = identity && createProducerKey(producer, topic, identity);
+    return signed({ acknowledged: {} }) ?? {};
   });
   let chain = openChain(topic, id, key);
   let acknowledged: EpochState["acknowledged"] = {};
@@ -86,17 +89,25 @@ export const openEpoch = async ({ epochs, options, clock, identity }: EpochParts
   let beats = 0;
 
   /** Best effort: a row that lags is normal, and the next one says more. */
-  const save = async (ended: boolean): Promise<void> => {
+  const saveNow = async (ended: boolean): Promise<void> => {
     unsaved = false;
     beats += 1;
     const state = { acknowledged, ...(ended && { ended }) };
-    const signature = key && { signature: key.signState(state) };
+    // Where the auditor took silence for the end, it will have to close the epoch again.
+    const fields = { ...state, ...signed(state), beats, open: true } as const;
     try {
-      // Where the auditor took silence for the end, it will have to close the epoch again.
-      await epochs.set(id, { ...state, ...signature, beats, open: true });
+      // Somebody has removed it: what it says is said again.
+      if (!(await epochs.set(id, fields))) await epochs.insert({ _id: id, topic, ...fields });
     } catch {
       unsaved = true;
     }
+  };
+
+  /** One after the other, so that the last word stays. */
+  let saving = Promise.resolve();
+  const save = (ended: boolean): Promise<void> => {
+    saving = saving.then(() => saveNow(ended));
+    return saving;
   };
 
   const over = new AbortController();
@@ -120,10 +131,13 @@ export const openEpoch = async ({ epochs, options, clock, identity }: EpochParts
       acknowledged = Object.fromEntries(chain.sequences());
       unsaved = true;
     },
-    restart() {
+    async restart() {
       if (Object.keys(acknowledged).length > 0) return false;
+      key = identity && createProducerKey(id, topic, identity);
       chain = openChain(topic, id, key);
-      return true;
+      if (!key) return true;
+      await save(false);
+      return !unsaved;
     },
     async end() {
       over.abort();

@@ -12,14 +12,9 @@ const disconnectMs = 1000;
 export const silenceMs = 30_000;
 const watchEveryMs = 5000;
 
-/** What will be so for ever, and of which nothing was appended. */
-const refusals = new Set([
-  "TOPIC_AUTHORIZATION_FAILED",
-  "CLUSTER_AUTHORIZATION_FAILED",
-  "MESSAGE_TOO_LARGE",
-  "RECORD_LIST_TOO_LARGE",
-  "INVALID_RECORD",
-]);
+/** What will be so for ever, and of which nothing was appended: to the whole topic, or to a partition beside others. */
+const topicRefusals = new Set(["TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"]);
+const partitionRefusals = new Set(["MESSAGE_TOO_LARGE", "RECORD_LIST_TOO_LARGE", "INVALID_RECORD"]);
 
 /**
  * One idempotent kafkajs producer, connected (within 10 s, else BusUnavailable). It must have one open send at a time: two that
@@ -83,7 +78,7 @@ export const openKafkaTransport = async (
         const metadata = await Promise.race([producer.send({ topic, messages, ...acks }), silent]);
         return offsetsOf(records, metadata);
       } catch (error) {
-        throw asBusError(error);
+        throw asBusError(error, new Set(records.map(({ partition }) => partition)).size);
       } finally {
         sent.abort();
       }
@@ -117,11 +112,12 @@ const offsetsOf = (records: readonly ChainedRecord[], metadata: readonly RecordM
   });
 };
 
-const asBusError = (error: unknown): Error => {
+const asBusError = (error: unknown, partitions = 1): Error => {
   for (const e of reasonsOf(error)) if (e instanceof BusRefused) return e;
   const reason = brokerErrorOf(error);
   const message = error instanceof Error ? error.message : String(error);
-  return reason !== undefined && refusals.has(reason)
-    ? new BusRefused(`Kafka: ${reason}`, { cause: error })
-    : new BusUnavailable(`Kafka: ${message}`, { cause: error });
+  const isOfPartition = reason !== undefined && partitionRefusals.has(reason);
+  if (isOfPartition || (reason !== undefined && topicRefusals.has(reason)))
+    return new BusRefused(`Kafka: ${reason}`, { cause: error, partly: isOfPartition && partitions > 1 });
+  return new BusUnavailable(`Kafka: ${message}`, { cause: error });
 };

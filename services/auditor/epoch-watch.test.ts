@@ -197,6 +197,23 @@ describe("a producer epoch", () => {
     expect(watch.gaps()).toEqual([]);
   });
 
+  it.each([
+    ["removed", (epochs: MemoryWorld["epochs"], id: string) => epochs.delete(id)],
+    ["said to be closed", (epochs: MemoryWorld["epochs"], id: string) => epochs.unset(id, "open")],
+    ["moved to another topic", (epochs: MemoryWorld["epochs"], id: string) => epochs.set(id, { topic: siemTopic })],
+    ["spoilt", (epochs: MemoryWorld["epochs"], id: string) => epochs.set(id, { signature: 7 })],
+  ] as const)("is closed with what it had said where its row was %s", async (_, tamper) => {
+    const watch = await openWatched();
+    const producer = await sendAndDie(watch.world, "verifier/a", 4);
+    await watch.pass(2);
+    await tamper(watch.world.epochs, producer);
+    await watch.pass(14);
+    const closings = () => watch.closings().filter((closing) => closing.producer === producer);
+    await vi.waitFor(() => expect(closings().map(({ chains }) => numbersOf(chains))).toEqual([[2, 1, 1]]), bound);
+    await untilSealed(watch.world);
+    expect(watch.gaps()).toEqual([]);
+  });
+
   it("is closed although there are rows that no producer would write", async () => {
     const watch = await openWatched();
     const { epochs } = watch.world;

@@ -4,7 +4,7 @@ import {
   ProducerEpochClosedSchema,
 } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import { type Collection, StoreUnavailable } from "@curfew/document-store/port.ts";
-import { type Bus, BusUnavailable } from "@curfew/event-log/bus.ts";
+import { type Bus, BusRefused, BusUnavailable } from "@curfew/event-log/bus.ts";
 import { isProducer } from "@curfew/event-log/chain-check.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
@@ -38,7 +38,9 @@ interface Watched {
   readonly quiet: number;
 }
 
+/** No producer goes back, or to another topic. */
 const isBehind = (row: EpochRow, known: EpochRow): boolean =>
+  row.topic !== known.topic ||
   Object.entries(known.acknowledged).some(([partition, number]) => (row.acknowledged[partition] ?? 0) < number);
 
 /** What is known of a row after it was read once more. */
@@ -98,6 +100,9 @@ export const watchEpochs = async (parts: EpochWatchParts, signal: AbortSignal): 
       if (!last || rows.length < pageRows) break;
       from = `${last._id} `;
     }
+    // What it says no more, because somebody removed or spoilt it, it has said: no row of a producer goes before it is closed here.
+    if (now.size < maxWatched)
+      for (const [id, known] of watched) if (!now.has(id)) now.set(id, { ...known, quiet: quietLooks });
     watched = now;
   };
 
@@ -137,7 +142,8 @@ export const watchEpochs = async (parts: EpochWatchParts, signal: AbortSignal): 
       const quiet = [...watched.values()].filter((each) => each.quiet >= quietLooks).map(({ row }) => row);
       for (const [topic, rows] of Map.groupBy(quiet, (row) => row.topic)) await close(topic, rows);
     } catch (err) {
-      if (!(err instanceof StoreUnavailable || err instanceof BusUnavailable)) throw err;
+      const isAway = [StoreUnavailable, BusUnavailable, BusRefused].some((kind) => err instanceof kind);
+      if (!isAway) throw err;
       log.warn({ err }, "the producers' epochs are looked at again");
     }
     await clock.sleep(lookEveryMs, signal);
