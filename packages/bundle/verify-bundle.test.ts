@@ -218,6 +218,12 @@ describe("completeness", () => {
     expect((await reportOf(signed, strangers.caPem)).missing).toContain(
       "verifier/a/1 at curfew.uses.v1/0@0 is of no producer that is known",
     );
+    // Whoever has the ledger's key makes up the authority too: then one that was had from elsewhere is needed.
+    const all = sampleLog(signed);
+    const whole = sourceOf(await bytesOf({ ...partsOf(all, allOf(all)), caPem: us.caPem }));
+    const byOthers = await openBundle(whole, policy, undefined, strangers.trust);
+    expect(byOthers.report.missing).toContain("verifier/a/1 at curfew.uses.v1/0@0 is of no producer that is known");
+    expect((await openBundle(whole, policy, undefined, us.trust)).report.missing).toEqual([]);
     const unsigned = signed.with(5, without(signed[5] as LogRecord, "curfew-sig"));
     expect((await reportOf(unsigned)).chains[0]).toMatchObject({ last: 6, signed: 5 });
     const other = headerOf(signed[4] as LogRecord, "curfew-sig");

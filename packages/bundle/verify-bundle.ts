@@ -113,7 +113,7 @@ const openEntry = async (
   return inFile(entryName(index), () => decodeLeaf(leaf));
 };
 
-/** Producers are believed by the authority in the bundle: the key of the ledger has vouched for it. */
+/** By the authority in the bundle: the key of the ledger has vouched for it, and nobody else. */
 const trustOf = (caPem: string, { trustDomain }: Manifest): ProducerTrust => {
   try {
     return openProducerTrust({ caPem, trustDomain });
@@ -154,12 +154,13 @@ const absentLeaves = ({ range, selection }: Manifest, present: readonly number[]
 
 /**
  * Checks everything in a bundle against the keys of `policy`, offline: every byte of the archive, the signed manifest, the checkpoints,
- * and the proof of every leaf. Throws NotABundle, or BundleBroken for the first thing that does not hold.
+ * and the proof of every leaf. `trust`: who may have produced what; default: whom the authority in the bundle certified. Throws NotABundle, or BundleBroken for the first thing that does not hold.
  */
 export const openBundle = async (
   source: ByteSource,
   policy: Policy,
   progress: (done: number, all: number) => void = () => undefined,
+  trust?: ProducerTrust,
 ): Promise<IntactBundle> => {
   const stored = await readZip(source);
   const read = openFiles(source, stored);
@@ -175,7 +176,8 @@ export const openBundle = async (
 
   const text = Buffer.from(await read(file.checkpoint, maxNoteBytes)).toString();
   const authority = Buffer.from(await read(file.authority, maxNoteBytes)).toString();
-  const report = openReport(manifest, trustOf(authority, manifest));
+  const vouched = trustOf(authority, manifest);
+  const report = openReport(manifest, trust ?? vouched);
   const drafts = new Set(
     stored.flatMap(({ name }) => (name.startsWith("drafts/") ? (indexedFile(name)?.index ?? []) : [])),
   );

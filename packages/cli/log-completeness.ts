@@ -66,6 +66,9 @@ const ofChains = (check: ChainCheck, isTrusted: boolean): Completeness => {
       ? [`that nothing came after the last record of ${open} chains, which their producers have not ended`]
       : []),
     ...(unsigned > 0 ? [`whose ${unsigned} chains are, which are not signed`] : []),
+    ...(chains.some(({ signed, last }) => signed !== undefined && signed < last)
+      ? ["whose the last records of some chains are: no signature covers them yet"]
+      : []),
     ...(isTrusted ? [] : ["whose the signatures are: --ca FILE, the authority of the suite's identities, tells"]),
   ];
   const count = faults.length + leftOut;

@@ -2,6 +2,7 @@ import { BundleBroken, NotABundle } from "@curfew/bundle/broken.ts";
 import { withFile } from "@curfew/bundle/file-source.ts";
 import { isWholeRange, type Manifest } from "@curfew/bundle/manifest.ts";
 import { type IntactBundle, openBundle } from "@curfew/bundle/verify-bundle.ts";
+import type { ProducerTrust } from "@curfew/event-log/producer-key.ts";
 import type { Policy } from "@curfew/ledger/policy.ts";
 import { CommandFailed, exitCode } from "./exit.ts";
 import { type Format, openBar, printOne, say } from "./output.ts";
@@ -23,7 +24,7 @@ const countOf = (count: number, one: string, many = `${one}s`) => `${count} ${co
 
 /** What a range shows that has all its leaves. */
 const rangeProved = ({ manifest: { range }, report: { chains } }: IntactBundle): string[] => {
-  const signed = chains.filter((chain) => chain.signed !== undefined);
+  const signed = chains.filter((chain) => chain.signed === chain.last);
   const ended = chains.filter(({ ended: isEnded, closed, last }) => isEnded && last === closed);
   return [
     `every leaf from ${range.first} to ${range.end - 1} is in the bundle`,
@@ -35,7 +36,7 @@ const rangeProved = ({ manifest: { range }, report: { chains } }: IntactBundle):
   ];
 };
 
-const completenessOf = (bundle: IntactBundle): Completeness => {
+const completenessOf = (bundle: IntactBundle, isTrusted: boolean): Completeness => {
   const { range, selection } = bundle.manifest;
   const { chains, streams, missing } = bundle.report;
   const whole = isWholeRange(selection);
@@ -55,6 +56,9 @@ const completenessOf = (bundle: IntactBundle): Completeness => {
       : [
           `that producers sent nothing after their last record here${whole ? `: ${open.length} chains were not closed` : ""}`,
         ]),
+    ...(whole && range.first === 0 && !isTrusted
+      ? ["that authority.pem is the installation's: the signer's word; --ca FILE, from somebody you trust, tells"]
+      : []),
     ...(whole && range.first > 0 ? ["the signatures of producers: their certificates may lie before the range"] : []),
     ...(selection.from || selection.to
       ? ["that nothing else was sealed in that time: leaves are dated by the auditor's clock"]
@@ -121,11 +125,16 @@ const refuse = (format: Format, error: unknown): never => {
 };
 
 /** Verifies an evidence bundle, prints both verdicts, and throws CommandFailed with the exit code of what does not hold. */
-export const verifyBundle = async (path: string, policy: Policy, format: Format): Promise<void> => {
+export const verifyBundle = async (
+  path: string,
+  policy: Policy,
+  format: Format,
+  trust: ProducerTrust | undefined,
+): Promise<void> => {
   const bar = openBar("entries");
-  const opening = withFile(path, (source) => openBundle(source, policy, bar.show)).finally(bar.clear);
+  const opening = withFile(path, (source) => openBundle(source, policy, bar.show, trust)).finally(bar.clear);
   const bundle = await opening.catch((error: unknown) => refuse(format, error));
-  const completeness = completenessOf(bundle);
+  const completeness = completenessOf(bundle, trust !== undefined);
   print(format, bundle, completeness);
   for (const gap of completeness.missing.slice(1)) say(gap);
   if (completeness.verdict === "broken")

@@ -4,6 +4,7 @@ import { type Policy, parsePolicy } from "@curfew/ledger/policy.ts";
 import { buildCommand } from "@stricli/core";
 import { CommandFailed, exitCode } from "../exit.ts";
 import { outputAlias, outputFlag } from "../flags.ts";
+import { readProducerTrust } from "../log-completeness.ts";
 import { openLogDirectory, openLogUrl } from "../read-log.ts";
 import { readSmall } from "../read-small.ts";
 import { verifyBundle } from "../verify-bundle.ts";
@@ -46,10 +47,10 @@ const openTarget = async (target: string) => {
   return await openLogDirectory(target);
 };
 
-const verifyFile = async ({ output, remember, older = [] }: VerifyFlags, policy: Policy, target: string) => {
+const verifyFile = async ({ output, remember, older = [], ca }: VerifyFlags, policy: Policy, target: string) => {
   if (remember !== undefined || older.length > 0)
     throw new CommandFailed(exitCode.usage, "--remember and --older are for a log: a bundle shows one tree of it");
-  await verifyBundle(target, policy, output);
+  await verifyBundle(target, policy, output, ca === undefined ? undefined : await readProducerTrust(ca));
 };
 
 export const verify = buildCommand({
