@@ -75,6 +75,7 @@ describe("a Kafka broker for development", () => {
       "a.curfew.revocations.v1": 1,
       "a.curfew.breaches.v1": 1,
       "a.curfew.evidence.v1": 1,
+      "a.curfew.siem.v1": 1,
       "a.curfew.uses.v1": 12,
     });
     const { resources } = await admin.describeConfigs({
