@@ -301,6 +301,13 @@ describe("the producer chains of a ledger, checked offline", () => {
     ]);
   });
 
+  it("are known to be their service's where the clock was set back by days after it had got its certificate", () => {
+    nowMs -= 6 * dayMs;
+    const ledger = openLedgerOf();
+    ledger.put(uses, ...epochOf(verifier, uses).chain.linkSend([out(1)]));
+    expect(ledger.result().told).toEqual([]);
+  });
+
   it("outlive the certificates that certified them: those are renewed, and a chain that begins later has the new one", async () => {
     const { chain } = epochOf(verifier, uses);
     const ledger = openLedgerOf();

@@ -142,16 +142,17 @@ export const verifyState = (
 export interface ProducerTrust {
   /**
    * The public key (base64url) that `certification` certifies for a producer and topic; undefined where it does not: not by our authority,
-   * not by the service that the producer's name begins with, or with a certificate that ended more than `maxLateMs` before `atMs`, or
-   * begins after it. `atMs` undefined: at any time.
+   * not by the service that the producer's name begins with, or with a certificate that ended more than `maxAwayMs` before `atMs`, or
+   * begins as long after it. `atMs` undefined: at any time.
    */
   keyOf(producer: string, topic: string, certification: string, atMs: number | undefined): string | undefined;
 }
 
-/** Records wait out an outage of the bus with the certification that they were linked with. */
-const maxLateMs = 7 * 86_400_000;
-/** Clocks differ. */
-const maxEarlyMs = 3_600_000;
+/**
+ * Records wait out an outage of the bus with the certification that they were linked with, and clocks that were wrong are set right: what is
+ * found is found for ever, so a clock that is set back must not make strangers of those who got their certificates before.
+ */
+const maxAwayMs = 7 * 86_400_000;
 
 /** By the certificates in `caPem`; names are SPIFFE IDs of `trustDomain`. Throws on a PEM that holds none. */
 export const openProducerTrust = ({ caPem, trustDomain }: { caPem: string; trustDomain: string }): ProducerTrust => {
@@ -164,7 +165,7 @@ export const openProducerTrust = ({ caPem, trustDomain }: { caPem: string; trust
       const issuers = next ? [next] : authorities;
       const from = Date.parse(certificate.validFrom);
       const to = Date.parse(certificate.validTo);
-      const isInTime = atMs === undefined || (from - maxEarlyMs <= atMs && atMs <= to + maxLateMs);
+      const isInTime = atMs === undefined || (from - maxAwayMs <= atMs && atMs <= to + maxAwayMs);
       const isBy = (issuer: X509Certificate) =>
         issuer.ca && certificate.checkIssued(issuer) && certificate.verify(issuer.publicKey);
       return isInTime && issuers.some(isBy);
