@@ -130,6 +130,26 @@ describe("topics read again", () => {
     expect(await drifts.open()).toEqual([]);
   });
 
+  it("show nothing where a client lost its place once, and reads on when it is asked again", async () => {
+    const world = await openWorld();
+    await produce(world, 30);
+    const { again, drifts, size } = await sealed(world);
+    let lost = 0;
+    const bus: Bus = {
+      ...world.bus,
+      subscribe: async (options) => {
+        if (!options.topics.includes(topicNames.uses) || lost > 0) return await world.bus.subscribe(options);
+        lost += 1;
+        const failed = Promise.reject(new OffsetGone({ topic: topicNames.uses, partition: 1, offset: 0 }));
+        failed.catch(() => undefined);
+        return { failed, close: silent };
+      },
+    };
+    expect(await again(bus)).toBe(size);
+    expect(lost).toBe(1);
+    expect(await drifts.open()).toEqual([]);
+  });
+
   it("show a record put where none was when what follows it was sealed", async () => {
     const world = await openWorld();
     await produce(world, 30);
