@@ -23,6 +23,8 @@ export interface TopicWatch {
 
 /** Between two comparisons. */
 export const topicCycleMs = 5_000;
+/** Until a topic is asked for once more that is said not to be there: a broker says so too that no longer has it after a reassignment. */
+const secondLookMs = 1_000;
 const topicsSealed = Object.values(topicNames);
 /** What a comparison finds, and so can find to be over. */
 const ownCauses: ReadonlySet<DriftCause> = new Set([DriftCause.SETTING, DriftCause.SHRUNK]);
@@ -41,13 +43,17 @@ export const openTopicWatch = (parts: {
   let reachable = true;
 
   /** Undefined: it cannot be asked now. */
-  const ask = async (topic: string): Promise<{ state?: TopicState } | undefined> => {
+  const ask = async (topic: string, isLast = false): Promise<{ state?: TopicState } | undefined> => {
     try {
       const state = await bus.describe(topic);
       reachable = true;
       return { state };
     } catch (error) {
-      if (error instanceof BusRefused) return {};
+      if (error instanceof BusRefused) {
+        if (isLast) return {};
+        await clock.sleep(secondLookMs);
+        return await ask(topic, true);
+      }
       if (!(error instanceof BusUnavailable)) throw error;
       if (reachable) log.warn({ topic, err: error }, "the bus cannot be asked how a topic is; trying again");
       reachable = false;
