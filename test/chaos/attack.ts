@@ -24,8 +24,6 @@ export interface Attack {
 const workLimitMs = 75_000;
 const settleLimitMs = 75_000;
 const maxDelayMs = 1_200;
-/** Opens a case, and pages. */
-const isAlarm = /^curfew\.evidence-(gap|drift)\.found\./;
 
 const until = async (what: string, limitMs: number, isSo: () => Promise<boolean> | boolean, detail: () => string) => {
   const endMs = performance.now() + limitMs;
@@ -85,8 +83,6 @@ const settle = async ({ victim, seed, cast, evidence }: Attack, load: Load): Pro
   };
   await until("everything acknowledged is on the topics", settleLimitMs, isAllThere, () => missing().join("\n"));
   expect(evidence.problems).toEqual([]);
-  // Nobody is woken for a kill: what was found while earlier ones were looked through counts too.
-  expect(evidence.events.filter(({ type }) => isAlarm.test(type)).map(({ message }) => message)).toEqual([]);
   const auditor = cast.client(AuditorService, "auditor", "person/dana");
   expect(await evidence.missingInLedger(auditor, settleLimitMs)).toEqual([]);
   const errors = [...load.errors].reduce((sum, [, count]) => sum + count, 0);
