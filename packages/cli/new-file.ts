@@ -2,19 +2,11 @@ import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
 import { link, open, rm } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
+import { syncFolder } from "@curfew/runtime/durable-file.ts";
 import { CommandFailed, exitCode } from "./exit.ts";
 
 const exists = (file: string) =>
   new CommandFailed(exitCode.usage, `${file} is there already, and nothing is overwritten`);
-
-const syncFolder = async (path: string): Promise<void> => {
-  const folder = await open(path, "r");
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
-};
 
 /**
  * Makes a new file that only its owner can read out of pieces; it appears whole or not at all, and is on disk when this resolves. Answers

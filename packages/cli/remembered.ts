@@ -1,11 +1,11 @@
 import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
-import { open, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import type { OpenedCheckpoint } from "@curfew/ledger/checkpoint.ts";
 import { MAX_NOTE_BYTES } from "@curfew/ledger/note.ts";
 import { NoteError } from "@curfew/ledger/note-error.ts";
 import { openByPolicy, type Policy } from "@curfew/ledger/policy.ts";
+import { replaceFile, syncFolder } from "@curfew/runtime/durable-file.ts";
 import { CommandFailed, exitCode } from "./exit.ts";
 import { readSmall } from "./read-small.ts";
 
@@ -24,23 +24,6 @@ export const isRemembered = (file: string): boolean => existsSync(file);
 /** Puts a checkpoint into a file, whole or not at all, and on disk when it resolves. */
 export const remember = async (file: string, note: string): Promise<void> => {
   const draft = `${file}.${randomBytes(6).toString("hex")}.new`;
-  try {
-    const handle = await open(draft, "wx", 0o600);
-    try {
-      await handle.writeFile(note);
-      await handle.sync();
-    } finally {
-      await handle.close();
-    }
-    await rename(draft, file);
-  } catch (error) {
-    await rm(draft, { force: true });
-    throw error;
-  }
-  const folder = await open(dirname(file), "r");
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
+  await replaceFile(file, draft, note);
+  await syncFolder(dirname(file));
 };

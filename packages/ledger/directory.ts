@@ -1,5 +1,6 @@
-import { mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import { mkdir, readdir, readFile, rm, stat } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
+import { replaceFile, syncFolder } from "@curfew/runtime/durable-file.ts";
 import { parseTilePath, TILE_WIDTH } from "./tile.ts";
 import type { TileFile } from "./tile-writer.ts";
 
@@ -15,15 +16,6 @@ export interface LogFiles {
 }
 
 const codeOf = (error: unknown): string => (error as NodeJS.ErrnoException).code ?? "";
-
-const syncFolder = async (path: string): Promise<void> => {
-  const folder = await open(path, "r");
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
-};
 
 const draftPrefix = ".new-";
 /** A draft as old as this is what a kill left behind, not what another is writing. */
@@ -51,19 +43,7 @@ export const openDirectory = (
     const file = fileOf(path);
     await mkdir(dirname(file), { recursive: true, mode: 0o700 });
     const draft = join(root, `${draftPrefix}${Buffer.from(random(12)).toString("hex")}`);
-    try {
-      const handle = await open(draft, "wx", 0o600);
-      try {
-        await handle.writeFile(bytes);
-        await handle.sync();
-      } finally {
-        await handle.close();
-      }
-      await rename(draft, file);
-    } catch (error) {
-      await rm(draft, { force: true });
-      throw error;
-    }
+    await replaceFile(file, draft, bytes);
   };
 
   const removeLeftovers = async (): Promise<void> => {
