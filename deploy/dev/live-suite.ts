@@ -167,7 +167,7 @@ export const openLiveSuite = async (options: LiveOptions): Promise<LiveSuite> =>
     await run("issuer", { CURFEW_IDENTITIES_DIR: files.createdDir });
     await run("revocation");
     await run("verifier", { CURFEW_REVOCATION_ADDRESSES: addresses("revocation").join(",") });
-    await run("auditor", { CURFEW_LEDGER_DIR: join(dataDir, "ledger") });
+    await run("auditor", { ...config.auditorEnvironment, CURFEW_LEDGER_DIR: join(dataDir, "ledger") });
     await run("breach-notifier", { CURFEW_PAGING_FILE: join(dataDir, "paging.yaml") });
     await Promise.all(starting);
     const endpoints = endpointsOf(

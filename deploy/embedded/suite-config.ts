@@ -16,9 +16,16 @@ export interface SuiteConfig {
   readonly personalData: ErasureSettings;
   /** The sections as they were written, for processes that read them from files of their own. */
   readonly sections: { readonly organisation: string; readonly paging: string };
+  /** What there is of witnesses, timestamps and personal data, as the environment of an auditor that is a process of its own. */
+  readonly auditorEnvironment: Readonly<Record<string, string>>;
 }
 
 const known = ["trust_domain", "organisation", "paging", "witnesses", "timestamps", "personal_data"];
+const auditorVariables = {
+  witnesses: { policy_file: "CURFEW_WITNESS_POLICY_FILE", allow: "CURFEW_WITNESS_ALLOW" },
+  timestamps: { url: "CURFEW_TSA_URL", ca_file: "CURFEW_TSA_CA_FILE", allow: "CURFEW_TSA_ALLOW" },
+  personal_data: { epoch_days: "CURFEW_EPOCH_DAYS", backup_days: "CURFEW_BACKUP_DAYS" },
+} as const;
 const trustDomainPattern = /^[a-z0-9](?:[a-z0-9.-]{0,253}[a-z0-9])?$/;
 
 const problemsOf = <T>(read: () => T, problems: string[]): T | undefined => {
@@ -29,6 +36,16 @@ const problemsOf = <T>(read: () => T, problems: string[]): T | undefined => {
     problems.push(...error.problems);
     return undefined;
   }
+};
+
+/** Of sections that were found right. */
+const auditorEnvironment = (top: Readonly<Record<string, unknown>>): Record<string, string> => {
+  const environment: Record<string, string> = {};
+  for (const [section, names] of Object.entries(auditorVariables))
+    // A list is separated by commas there.
+    for (const [key, value] of Object.entries(top[section] ?? {}))
+      environment[names[key as keyof typeof names]] = String(value);
+  return environment;
 };
 
 /** Reads curfew.yaml. Throws ConfigError with every mistake at once; `checkPaging` adds those of the paging section. */
@@ -68,5 +85,6 @@ export const readSuiteConfig = (file: string, checkPaging: (yaml: string) => unk
     ...(witnessing && { witnessing }),
     ...(timestamping && { timestamping }),
     sections,
+    auditorEnvironment: auditorEnvironment(top),
   };
 };

@@ -16,7 +16,9 @@ export const writeNewFile = async (file: string, pieces: AsyncIterable<Uint8Arra
   if (existsSync(file)) throw exists(file);
   const folder = dirname(file);
   const draft = join(folder, `.${basename(file)}.${randomBytes(6).toString("hex")}`);
-  const handle = await open(draft, "wx", 0o600);
+  const handle = await open(draft, "wx", 0o600).catch(({ code }: NodeJS.ErrnoException) => {
+    throw new CommandFailed(exitCode.usage, `${file} cannot be written: no file can be made in ${folder} (${code})`);
+  });
   try {
     let length = 0;
     for await (const piece of pieces) {
