@@ -41,8 +41,8 @@ const problemsOf = <T>(read: () => T, problems: string[]): T | undefined => {
 /** Of sections that were found right. */
 const auditorEnvironment = (top: Readonly<Record<string, unknown>>): Record<string, string> => {
   const environment: Record<string, string> = {};
+  // A list is separated by commas there.
   for (const [section, names] of Object.entries(auditorVariables))
-    // A list is separated by commas there.
     for (const [key, value] of Object.entries(top[section] ?? {}))
       environment[names[key as keyof typeof names]] = String(value);
   return environment;

@@ -51,7 +51,10 @@ export const printRows = (
 /** Prints one thing: JSON, or a line a field. */
 export const printOne = (format: Format, row: Readonly<Record<string, unknown>>) => {
   if (format === "json") return printJson(row);
-  for (const [name, value] of Object.entries(row)) standardOutput.write(`${`${name}:`.padEnd(20)} ${cell(value)}\n`);
+  for (const [name, value] of Object.entries(row)) {
+    const label = name && `${name}:`; // without one it goes on with what the line before is about
+    standardOutput.write(`${label.padEnd(20)} ${cell(value)}\n`);
+  }
 };
 
 /** For people, on standard error, so that standard output stays data. */
