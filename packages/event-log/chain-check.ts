@@ -132,20 +132,30 @@ interface Checked {
   ended: boolean;
 }
 
+/** The map under a key, made when there is none yet: to join texts to one key for every record takes longer than to follow two. */
+const inner = <K, L, V>(maps: Map<K, Map<L, V>>, key: K): Map<L, V> => {
+  const known = maps.get(key);
+  if (known) return known;
+  const made = new Map<L, V>();
+  maps.set(key, made);
+  return made;
+};
+
 /** What the order of records within partitions tells; `chain`: the record's, where it names one. */
 const openPartitions = (findings: Findings) => {
-  const ends = new Map<string, { readonly next: number; readonly chain: Chain | undefined }>();
+  const ends = new Map<string, Map<number, { next: number; chain: Chain | undefined }>>();
   return {
     add(record: SealedRecord, chain: Chain | undefined): void {
-      const place = placeOf(record);
-      const lane = `${place.topic}/${place.partition}`;
-      const end = ends.get(lane);
-      const expected = end?.next ?? 0;
-      const jump = { producer: "", ...place, cause: GapCause.OFFSET_JUMP, expected, seen: place.offset };
-      if (place.offset !== expected) findings.add(jump);
-      const last = end?.chain;
+      const { topic, partition, offset } = record;
+      const lanes = inner(ends, topic);
+      const end = lanes.get(partition) ?? { next: 0, chain: undefined };
+      const { next: expected, chain: last } = end;
+      if (offset !== expected)
+        findings.add({ producer: "", ...placeOf(record), cause: GapCause.OFFSET_JUMP, expected, seen: offset });
       if (last && last !== chain) for (const fault of last.interrupted()) findings.add(findingOf(last, fault));
-      ends.set(lane, { next: place.offset + 1, chain });
+      if (!lanes.has(partition)) lanes.set(partition, end);
+      end.next = offset + 1;
+      end.chain = chain;
     },
   };
 };
@@ -161,22 +171,21 @@ const settleEvery = 4_096;
  * what it found is on the ledger as EvidenceGapFound.
  */
 export const openChainCheck = (trust: ProducerTrust): ChainCheck => {
-  const epochs = new Map<string, Map<number, Checked>>();
+  /** By producer, then topic, then partition. */
+  const epochs = new Map<string, Map<string, Map<number, Checked>>>();
   const findings = new Findings(maxFindings);
   const partitions = openPartitions(findings);
   const signedSince = new Map<string, number>();
   let count = 0;
 
   const checkedOf = (producer: string, topic: string, partition: number): Checked => {
-    const epoch = `${producer} ${topic}`;
-    const chains = epochs.get(epoch) ?? new Map<number, Checked>();
-    let checked = chains.get(partition);
+    let checked = epochs.get(producer)?.get(topic)?.get(partition);
     if (checked) return checked;
     count += 1;
     if (count > maxChains)
       throw new TooManyChains(`more than ${maxChains} producer chains: not all can be checked at once`);
     checked = { chain: new Chain(producer, topic, partition), first: 0, closed: undefined, ended: false };
-    epochs.set(epoch, chains.set(partition, checked));
+    inner(inner(epochs, producer), topic).set(partition, checked);
     return checked;
   };
 
@@ -201,9 +210,10 @@ export const openChainCheck = (trust: ProducerTrust): ChainCheck => {
         findings.add({ producer: "", topic, partition, offset, cause, expected: 0, seen: 0 });
       };
       if (record.oversize) return simple(GapCause.OVERSIZE);
-      const producer = producerOf(record);
-      if (producer === "") return simple(GapCause.UNKNOWN_PRODUCER);
-      const checked = checkedOf(producer, topic, partition);
+      const named = headerOf(record, producerHeader) ?? "";
+      // One that has a chain was found to be a producer.
+      if (!epochs.has(named) && !isProducer(named)) return simple(GapCause.UNKNOWN_PRODUCER);
+      const checked = checkedOf(named, topic, partition);
       const { chain } = checked;
       partitions.add(record, chain);
       const faults = chain.add(record, { trust, signedSinceMs: signedSince.get(topic) });
@@ -217,7 +227,8 @@ export const openChainCheck = (trust: ProducerTrust): ChainCheck => {
     },
     finish() {
       const chains: ChainReport[] = [];
-      for (const each of epochs.values())
+      const topics = [...epochs.values()].flatMap((each) => [...each.values()]);
+      for (const each of topics)
         for (const { chain, first, closed, ended } of each.values()) {
           const { producer, topic, partition } = chain;
           for (const fault of chain.settle()) findings.add(findingOf(chain, fault));

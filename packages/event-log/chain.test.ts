@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { InRecord, OutRecord } from "./bus.ts";
@@ -34,6 +35,47 @@ describe("the producer chain", () => {
   it("hashes as written down once and for all", () => {
     const record = { partition: 3, key: "k", headers: [["a", "1"] as const], value: Uint8Array.of(0, 255) };
     expect(recordHash("t", record)).toBe("a409ce78e166b004ec21845cd7e9f1ab08f8155db0c8dd6000281c0d8b6278eb");
+  });
+
+  it("hashes a record to the same, whatever was hashed before it", () => {
+    const short = fc.constantFrom("a", "b", "x".repeat(40));
+    const long = fc.constantFrom("", "x".repeat(255), "x".repeat(256), "y".repeat(30_000), "é");
+    const text = fc.oneof({ weight: 9, arbitrary: short }, { weight: 1, arbitrary: long });
+    const record = fc.record({
+      partition: fc.constantFrom(0, 1, 10),
+      key: text,
+      headers: fc.array(fc.tuple(text, text), { maxLength: 3 }),
+      value: fc.constantFrom(0, 3, 600, 70_000).map((length) => Buffer.alloc(length, 0x61)),
+      // Its headers end in an error, half way.
+      fails: fc.boolean(),
+    });
+    const plainHash = ({
+      partition,
+      key,
+      headers,
+      value,
+    }: Omit<OutRecord, "headers"> & { headers: [string, string][] }) => {
+      const all = createHash("sha256");
+      for (const part of ["t", String(partition), key, ...headers.flat(), value]) {
+        const bytes = Buffer.from(part as string);
+        const length = Buffer.alloc(4);
+        length.writeUInt32BE(bytes.length);
+        all.update(length).update(bytes);
+      }
+      return all.digest("hex");
+    };
+    function* failing(headers: readonly [string, string][]) {
+      yield* headers;
+      throw new Error("half way");
+    }
+    fc.assert(
+      fc.property(fc.array(record, { minLength: 2, maxLength: 12 }), (records) => {
+        for (const { fails, ...each } of records)
+          if (fails) expect(() => recordHash("t", { ...each, headers: failing(each.headers) })).toThrow("half way");
+          else expect(recordHash("t", each)).toBe(plainHash(each));
+      }),
+      { numRuns: 500 },
+    );
   });
 
   it("accepts what was linked, and starts anew in each partition and epoch", () => {

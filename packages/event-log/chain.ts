@@ -28,10 +28,50 @@ interface Hashed {
 /** Longer texts, and any that are not ASCII, take the long way. */
 const maxShort = 255;
 
-/** Appends a text and its length to `shared` and answers where it ends; 0: it has to take the long way, like all that come after. */
-const appended = (text: string, start: number): number => {
+/**
+ * The texts at the beginning of `shared`, each behind its length. Most are those of the record before, in the same places, and stay as they
+ * stand: to compare a text costs less than to write it, and to call into the runtime for each would cost twice as much again.
+ */
+class ShortTexts {
+  readonly #texts: string[] = [];
+  readonly #starts: number[] = [];
+  /** How many of them still stand there: of the record before, and of the one that is being placed. */
+  #standing = 0;
+  #placed = 0;
+  #count = 0;
+  /** -1: one has to take the long way, and so has the record. */
+  #end = 0;
+
+  begin(): void {
+    this.#standing = this.#placed;
+    // Whatever ends this record early: the next one finds nothing.
+    this.#placed = 0;
+    this.#count = 0;
+    this.#end = 0;
+  }
+
+  add(text: string): void {
+    const start = this.#end;
+    if (start < 0) return;
+    const at = this.#count;
+    const stands = at < this.#standing && this.#starts[at] === start && this.#texts[at] === text;
+    this.#end = stands ? start + 4 + text.length : write(text, start);
+    this.#texts[at] = text;
+    this.#starts[at] = start;
+    this.#count = at + 1;
+  }
+
+  /** Where they end; -1: they are not all there. What stands behind them may be written over from now on, and they may not. */
+  finish(): number {
+    this.#placed = this.#end < 0 ? 0 : this.#count;
+    return this.#end;
+  }
+}
+
+/** Writes a text behind its length and answers where it ends; -1: it has to take the long way. */
+const write = (text: string, start: number): number => {
   const { length } = text;
-  if (start === 0 || length > maxShort || start + 4 + length > shared.length) return 0;
+  if (length > maxShort || start + 4 + length > shared.length) return -1;
   shared[start] = 0;
   shared[start + 1] = 0;
   shared[start + 2] = 0;
@@ -39,22 +79,28 @@ const appended = (text: string, start: number): number => {
   let end = start + 4;
   for (let i = 0; i < length; i += 1) {
     const code = text.charCodeAt(i);
-    if (code >= 0x80) return 0;
+    if (code >= 0x80) return -1;
     shared[end++] = code;
   }
   return end;
 };
 
-// Texts are short and ASCII, nearly all: a call into the runtime for each costs twice this. Not from 0, which says that it was left.
-const placed = (topic: string, { key, partition }: Hashed): number =>
-  appended(key, appended(String(partition), appended(topic, 1)));
+const shortTexts = new ShortTexts();
+
+const placed = (topic: string, { key, partition }: Hashed): void => {
+  shortTexts.begin();
+  shortTexts.add(topic);
+  shortTexts.add(String(partition));
+  shortTexts.add(key);
+};
 
 /** Undefined: it has to take the long way. */
-const placedHash = (end: number, { value }: Hashed): string | undefined => {
-  if (end === 0 || end + 4 + value.length > shared.length) return undefined;
+const placedHash = ({ value }: Hashed): string | undefined => {
+  const end = shortTexts.finish();
+  if (end < 0 || end + 4 + value.length > shared.length) return undefined;
   shared.writeUInt32BE(value.length, end);
   shared.set(value, end + 4);
-  return hash("sha256", shared.subarray(1, end + 4 + value.length), "hex");
+  return hash("sha256", shared.subarray(0, end + 4 + value.length), "hex");
 };
 
 /** SHA-256, hex, over topic, partition, key, every header but `curfew-sig` in order, and value, each length-prefixed (u32 big-endian). */
@@ -62,18 +108,25 @@ export const recordHash = (
   topic: string,
   record: Hashed & { readonly headers: Iterable<readonly [string, string]> },
 ): string => {
-  let end = placed(topic, record);
-  for (const [name, value] of record.headers) if (name !== signatureHeader) end = appended(value, appended(name, end));
-  return placedHash(end, record) ?? longHash(topic, record);
+  placed(topic, record);
+  for (const [name, value] of record.headers) {
+    if (name === signatureHeader) continue;
+    shortTexts.add(name);
+    shortTexts.add(value);
+  }
+  return placedHash(record) ?? longHash(topic, record);
 };
 
 /** The same of a record that is sent. */
 const sentHash = (topic: string, record: OutRecord): string => {
   const { headers } = record;
-  let end = placed(topic, record);
-  for (const name in headers)
-    if (name !== signatureHeader) end = appended(headers[name] as string, appended(name, end));
-  return placedHash(end, record) ?? longHash(topic, { ...record, headers: Object.entries(headers) });
+  placed(topic, record);
+  for (const name in headers) {
+    if (name === signatureHeader) continue;
+    shortTexts.add(name);
+    shortTexts.add(headers[name] as string);
+  }
+  return placedHash(record) ?? longHash(topic, { ...record, headers: Object.entries(headers) });
 };
 
 const longHash = (
