@@ -8,12 +8,17 @@ import { CommandFailed, exitCode } from "./exit.ts";
 const exists = (file: string) =>
   new CommandFailed(exitCode.usage, `${file} is there already, and nothing is overwritten`);
 
+/** Throws CommandFailed where there is such a file. */
+export const assertNew = (file: string): void => {
+  if (existsSync(file)) throw exists(file);
+};
+
 /**
  * Makes a new file that only its owner can read out of pieces; it appears whole or not at all, and is on disk when this resolves. Answers
  * its length.
  */
 export const writeNewFile = async (file: string, pieces: AsyncIterable<Uint8Array>): Promise<number> => {
-  if (existsSync(file)) throw exists(file);
+  assertNew(file);
   const folder = dirname(file);
   const draft = join(folder, `.${basename(file)}.${randomBytes(6).toString("hex")}`);
   const handle = await open(draft, "wx", 0o600).catch(({ code }: NodeJS.ErrnoException) => {

@@ -1,5 +1,5 @@
 import { createHmac, type KeyObject } from "node:crypto";
-import { mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { linkSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Clock } from "@curfew/runtime/clock.ts";
@@ -52,6 +52,23 @@ test("a destroyed key is gone from the directory and, within a second, from ever
   expect(other.live().map(({ number }) => number)).toEqual([2]);
   expect(() => one.destroy(2)).toThrow(/in use/);
   expect(one.begin().number).toBe(3);
+});
+
+test("a second name of a key, left by a kill while it was made, does not outlive the key, however young", () => {
+  const epochs = open();
+  epochs.current();
+  linkSync(join(dir, "epoch-1.key"), join(dir, ".new-0011223344556677889900aa"));
+  writeFileSync(join(dir, ".new-of-another"), "unfinished", { mode: 0o600 });
+  epochs.begin();
+  nowMs += epochActivationMs;
+  epochs.destroy(1);
+  expect(readdirSync(dir).sort()).toEqual([".new-of-another", "epoch-2.key"]);
+});
+
+test("the next number can be told to be above one that is known from elsewhere", () => {
+  const epochs = open();
+  epochs.current();
+  expect([epochs.begin(4).number, epochs.begin(4).number, epochs.begin(5).number]).toEqual([5, 5, 6]);
 });
 
 test("a damaged key file is named, and not taken for another key", () => {

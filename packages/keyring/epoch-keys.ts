@@ -20,8 +20,10 @@ export interface EpochKeys {
   live(): readonly EpochKey[];
   /** For what is written now: the newest that every process has seen. Made where there is none. */
   current(): EpochKey;
-  /** Begins the next epoch, which is current after `epochActivationMs`; the same one again while two are live. */
-  begin(): EpochKey;
+  /** Number of the newest key in the directory, 0 where there is none. Makes none. */
+  newest(): number;
+  /** Begins the next epoch, of a number above `after`, current after `epochActivationMs`; the same one again while two are live. */
+  begin(after?: number): EpochKey;
   /** Removes the file of a key that is not current nor newer; nothing where it is gone. Other processes forget it within a second of use. */
   destroy(number: number): void;
 }
@@ -38,7 +40,7 @@ export const openEpochKeys = (options: {
   readonly random: Random;
   readonly clock: Clock;
 }): EpochKeys => {
-  const { random, clock } = options;
+  const { dir, random, clock } = options;
   const files = openKeyFiles(options);
   let known = new Map<number, EpochKey>();
   let seen: { readonly atMs: number; readonly keys: readonly EpochKey[] } | undefined;
@@ -60,7 +62,12 @@ export const openEpochKeys = (options: {
     return text === undefined ? [] : [{ number, ...parseStored(fileOf(number), text) }];
   };
   const rescan = (): readonly EpochKey[] => {
-    if (numbers().length === 0) create(1);
+    if (numbers().length === 0) {
+      // Another under a number that was used would pass for the one that is gone.
+      if (known.size > 0)
+        throw new KeyringError(`${dir} has no epoch key any more: put the directory back, or stop and empty the store`);
+      create(1);
+    }
     const keys = numbers().flatMap(load);
     if (keys.length === 0) throw new KeyringError("no epoch key can be read");
     known = new Map(keys.map((key) => [key.number, key]));
@@ -74,11 +81,12 @@ export const openEpochKeys = (options: {
   return {
     live,
     current: () => currentOf(live()),
-    begin: () => {
+    newest: () => numbers()[0] ?? 0,
+    begin: (after = 0) => {
       const keys = rescan();
       const [newest] = keys as readonly [EpochKey, ...EpochKey[]];
-      if (keys.length > 1) return newest;
-      create(newest.number + 1);
+      if (keys.length > 1 && newest.number > after) return newest;
+      create(Math.max(newest.number, after) + 1);
       return rescan()[0] as EpochKey;
     },
     destroy: (number) => {

@@ -7,6 +7,8 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  rmSync,
+  type Stats,
   unlinkSync,
   writeSync,
 } from "node:fs";
@@ -47,6 +49,7 @@ export interface KeyFiles {
   read(name: string): string | undefined;
   /** Creates the file unless it is there, and answers what is there then, the same for everyone, for ever. */
   createOnce(name: string, content: () => string): string;
+  /** The file and every other name of it; nothing where it is gone. */
   remove(name: string): void;
 }
 
@@ -97,13 +100,14 @@ export const openKeyFiles = (options: {
       return readFileSync(join(dir, name), "utf8");
     });
 
-  // A draft that was linked but not unlinked is a second name of a live key: it must not outlive the key.
-  guarded("", () => {
+  /** A draft that was linked but not unlinked is a second name of a live key: it must not outlive the key. */
+  const removeDrafts = (isLeft: (stat: Stats) => boolean): void => {
     for (const name of readdirSync(dir).filter((n) => temporary.test(n))) {
       const stat = lstatSync(join(dir, name), { throwIfNoEntry: false });
-      if (stat && stat.mtimeMs < clock.now() - leftoverMs) unlinkSync(join(dir, name));
+      if (stat && isLeft(stat)) rmSync(join(dir, name), { force: true });
     }
-  });
+  };
+  guarded("", () => removeDrafts(({ mtimeMs }) => mtimeMs < clock.now() - leftoverMs));
 
   return {
     list: () => guarded("", () => readdirSync(dir).filter((n) => !temporary.test(n))),
@@ -119,7 +123,10 @@ export const openKeyFiles = (options: {
       }),
     remove: (name) =>
       guarded(name, () => {
-        unlinkSync(join(dir, name));
+        const own = lstatSync(join(dir, name), { throwIfNoEntry: false });
+        // Before the name: whoever is killed in between finds the name, and comes here again.
+        if (own) removeDrafts(({ ino }) => ino === own.ino);
+        rmSync(join(dir, name), { force: true });
         syncDirectory(dir);
       }),
   };

@@ -1,13 +1,14 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { chmodSync, cpSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { epochActivationMs } from "@curfew/keyring/epoch-keys.ts";
+import { epochActivationMs, openEpochKeys } from "@curfew/keyring/epoch-keys.ts";
+import { systemClock } from "@curfew/runtime/clock.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, expect, test } from "vitest";
 import { destroyPeople, openRotation, rewrapAll } from "./erase.ts";
 import { openPersonKeys } from "./person-keys.ts";
-import { openPersonalStore } from "./personal-store.ts";
+import { checkEpochs, openPersonalStore } from "./personal-store.ts";
 import { openPseudonyms } from "./pseudonyms.ts";
 
 const closers: (() => void)[] = [];
@@ -31,15 +32,34 @@ const openWorld = async () => {
     const pseudonym = await pseudonyms.pseudonymOf({ controller: "acme", identifierType: "email", value });
     return { pseudonym, key: (await keys.keyOf(pseudonym))?.export().toString("hex") };
   };
-  return { open, personal, personOf, clock, pass: (ms: number) => (nowMs += ms) };
+  return { open, dir, personal, personOf, clock, pass: (ms: number) => (nowMs += ms) };
 };
 
 test("a directory with other keys is refused before anything is done with it, by whoever opens the store", async () => {
-  const { open, personal, personOf } = await openWorld();
+  const { open, dir, personal, personOf } = await openWorld();
   await personOf("anna");
-  await expect(open("elsewhere")).rejects.toThrow("epoch-1.key is not the key that the personal store was filled with");
+  await expect(open("elsewhere")).rejects.toThrow(/elsewhere has no epoch-1\.key, under which the personal store/);
+  expect(readdirSync(join(dir, "elsewhere"))).toEqual([]);
+  cpSync(join(dir, "keys", "epoch-1.key"), join(dir, "elsewhere", "epoch-1.key"));
+  await expect(open("elsewhere")).rejects.toThrow("secret-identifiers.key is not the key that the personal store was");
+  openEpochKeys({ dir: join(dir, "other"), random: systemRandom, clock: systemClock }).live();
+  await expect(open("other")).rejects.toThrow("epoch-1.key is not the key that the personal store was filled with");
   expect(await personal.identities.find({ limit: 9 })).toHaveLength(1);
   await open();
+});
+
+test("a directory that is older than the store is refused, and no key is made in it under a number that was used", async () => {
+  const { open, dir, personal, pass } = await openWorld();
+  cpSync(join(dir, "keys"), join(dir, "old"), { recursive: true });
+  chmodSync(join(dir, "old"), 0o700);
+  await checkEpochs(personal, [personal.epochs.begin()]);
+  pass(epochActivationMs);
+  personal.epochs.destroy(1);
+  await expect(open("old")).rejects.toThrow(/old has no epoch-2\.key.*put the right one back/);
+  rmSync(join(dir, "keys", "epoch-2.key"));
+  pass(1_000);
+  expect(() => personal.epochs.live()).toThrow(/no epoch key any more: put the directory back/);
+  expect(readdirSync(join(dir, "keys"))).toEqual(["secret-identifiers.key"]);
 });
 
 test("a replica that was paused for an epoch takes away nothing that is newer", async () => {

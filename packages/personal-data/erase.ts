@@ -127,7 +127,7 @@ export interface Rotation {
 }
 
 /** Of an epoch's time, the last tenth is for wrapping anew. */
-const leadPart = 10;
+export const leadPart = 10;
 
 export const openRotation = (parts: {
   readonly store: PersonalStore;

@@ -17,8 +17,8 @@ export const openKept = <V>(maxEntries: number, keepMs: number, clock: Clock): K
     entries.delete(key);
     entries.set(key, { value, untilMs: clock.monotonicMs() + keepMs });
     // Insertion order is age order, so the first is the oldest.
-    for (const oldest of entries.keys()) {
-      if (entries.size <= maxEntries) break;
+    for (const [oldest, { untilMs }] of entries) {
+      if (entries.size <= maxEntries && untilMs > clock.monotonicMs()) break;
       entries.delete(oldest);
     }
   };

@@ -208,8 +208,25 @@ describe("an export", () => {
     expect(roles.get("about")?.map(({ type }) => type)).toContain("curfew.legal-hold.placed.v1");
     expect(new Set(roles.get("source")?.map(({ sourceAddress }) => sourceAddress))).toEqual(new Set([hers.value]));
     expect(roles.get("reached")?.map(({ sourceAddress }) => sourceAddress)).toEqual(["", ""]);
-    for (const { json } of events) expect(json).not.toMatch(RegExp(`${him}|ciphertext`));
+    for (const { json } of events) expect(json).not.toMatch(RegExp(`${him}|ciphertext|spiffe:.*person/`));
     expect(new Set(events.map(({ index }) => index)).size).toBe(events.length);
+  });
+
+  it("is not kept from a person by a record whose sealed address is not what was committed to", async () => {
+    const { rpc, her, useFrom, send, auditor } = rig;
+    const forged = { addressPseudonym: her, country: "DE" };
+    const address = {
+      pseudonym: her,
+      salt: Buffer.alloc(16),
+      commitment: Buffer.alloc(32),
+      ciphertext: Buffer.alloc(80),
+    };
+    await send([await useFrom(her, hers.value, { source: { ...forged, address } }), await useFrom(her, hers.value)]);
+    await vi.waitFor(async () => expect((await auditor.getCheckpoint({})).size).toBeGreaterThanOrEqual(2n), bound);
+    const ground = AccessGround.DATA_SUBJECT_REQUEST;
+    const asked = { requestId: randomUUID(), subject: byIdentity(hers), ground, reference: "" };
+    const { events } = await rpc.exportDataSubject(asked);
+    expect(events.filter(({ role }) => role === "source").map((each) => each.sourceAddress)).toEqual(["", hers.value]);
   });
 
   it("is recorded once for all its pages, by whom and why, and never what it held", async () => {

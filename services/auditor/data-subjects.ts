@@ -22,12 +22,13 @@ import { parseAddress } from "@curfew/personal-data/address.ts";
 import { personKeyIn } from "@curfew/personal-data/person-keys.ts";
 import type { PersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { checkIdentity, type Identity, identityId, pseudonymIn } from "@curfew/personal-data/pseudonyms.ts";
-import { openField } from "@curfew/personal-data/sealed-field.ts";
+import { NotSealedThere, openField } from "@curfew/personal-data/sealed-field.ts";
 import { RpcError, type StatusByCode } from "@curfew/rpc/errors.ts";
 import { requestKeyOf } from "@curfew/rpc/request-key.ts";
 import { type BoundService, bindService, type CallContext } from "@curfew/rpc/service-definition.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { type SubjectCommand, type SubjectRejection, subjectStream } from "./domain/data-subject.ts";
+import type { ErasureSettings } from "./erasure-settings.ts";
 import type { Erasures, Subjects } from "./erasures.ts";
 import { personEvent } from "./person-events.ts";
 import { type EntryRow, entryId, eventKey, headerOf, messageOf, type ReadModels, tokenOf } from "./projections.ts";
@@ -46,6 +47,7 @@ const rejections = {
 
 export interface DataSubjectParts {
   readonly personal: PersonalStore;
+  readonly settings: Pick<ErasureSettings, "backupDays">;
   readonly subjects: Subjects;
   readonly erasures: Pick<Erasures, "wake" | "keyDestroyedMs">;
   readonly outbox: Outbox;
@@ -126,8 +128,10 @@ class SubjectCalls {
   }
 
   async view(pseudonym: string) {
-    const { subjects, erasures } = this.#parts;
-    return subjectView(pseudonym, await subjects.load(subjectStream(pseudonym)), erasures.keyDestroyedMs);
+    const { subjects, erasures, settings, clock } = this.#parts;
+    const { keyDestroyedMs } = erasures;
+    const left = { keyDestroyedMs, backupDays: settings.backupDays, nowMs: clock.now() };
+    return subjectView(pseudonym, await subjects.load(subjectStream(pseudonym)), left);
   }
 
   async erase(request: EraseDataSubjectRequest, ctx: CallContext) {
@@ -215,6 +219,16 @@ class SubjectCalls {
     return openField(key, field, { eventType: useType, field: addressField, id: useId });
   }
 
+  /** One forged record must not keep a person from their copy. */
+  #openedIfSound(key: KeyObject, field: SealedField, useId: string): string {
+    try {
+      return this.#opened(key, field, useId);
+    } catch (error) {
+      if (error instanceof NotSealedThere) return "";
+      throw error;
+    }
+  }
+
   /** The use as it is sealed; the first one, where it was reported twice. */
   async #use(eventId: string): Promise<UseDecided> {
     const { models, sealedSize } = this.#parts;
@@ -265,7 +279,7 @@ class SubjectCalls {
       tokenId: tokenOf(record, message) ?? "",
       role,
       json,
-      sourceAddress: key && sealed ? this.#opened(key, sealed.field, sealed.useId) : "",
+      sourceAddress: key && sealed ? this.#openedIfSound(key, sealed.field, sealed.useId) : "",
     };
   }
 }

@@ -1,13 +1,4 @@
-import { create } from "@bufbuild/protobuf";
-import { timestampFromMs, timestampMs } from "@bufbuild/protobuf/wkt";
-import {
-  type DataSubjectErased,
-  type EpochKeyDestroyed,
-  EpochKeyDestroyedSchema,
-  type ErasureAcknowledged,
-  type ErasureCompleted,
-  type ErasureRequested,
-} from "@curfew/contracts/gen/curfew/events/v1/data_subjects_pb.ts";
+import type { ErasureAcknowledged } from "@curfew/contracts/gen/curfew/events/v1/data_subjects_pb.ts";
 import { StoreUnavailable } from "@curfew/document-store/port.ts";
 import type { Bus } from "@curfew/event-log/bus.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
@@ -15,7 +6,14 @@ import type { Aggregates } from "@curfew/event-log/handle-command.ts";
 import type { Tenure } from "@curfew/event-log/lease.ts";
 import type { Outbox } from "@curfew/event-log/outbox.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
-import { destroyKey, destroyPeople, notDestroyed, openRotation, rewrapAll } from "@curfew/personal-data/erase.ts";
+import {
+  destroyKey,
+  destroyPeople,
+  leadPart,
+  notDestroyed,
+  openRotation,
+  rewrapAll,
+} from "@curfew/personal-data/erase.ts";
 import { keptMs, type PersonalStore, rotatedMark } from "@curfew/personal-data/personal-store.ts";
 import { type Feed, openFeed } from "@curfew/projection/feed.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
@@ -23,6 +21,7 @@ import type { Log } from "@curfew/runtime/log.ts";
 import type { Random } from "@curfew/runtime/random.ts";
 import type { SubjectCommand, SubjectEvent, SubjectState } from "./domain/data-subject.ts";
 import { backupsGoneMs, type ErasureProgress, subjectStream } from "./domain/data-subject.ts";
+import { Book, recordKeyDestroyed, replay } from "./erasure-book.ts";
 import type { ErasureSettings } from "./erasure-settings.ts";
 import { entryId, messageOf, type ReadModels } from "./projections.ts";
 
@@ -68,33 +67,6 @@ const maxConsumers = 1_000;
 const lapseMs = keptMs + 60_000;
 const acknowledgedType = "curfew.erasure.acknowledged.v1";
 
-/** What the topic of evidence says of erasures, in memory. */
-class Book {
-  /** Asked for and not completed. */
-  readonly open = new Set<string>();
-  readonly erased = new Set<string>();
-  readonly destroyedEpochs = new Map<number, number>();
-
-  apply(message: { readonly $typeName: string }): void {
-    switch (message.$typeName) {
-      case "curfew.events.v1.ErasureRequested":
-        this.open.add((message as ErasureRequested).pseudonym);
-        break;
-      case "curfew.events.v1.DataSubjectErased":
-        this.erased.add((message as DataSubjectErased).pseudonym);
-        break;
-      case "curfew.events.v1.ErasureCompleted":
-        this.open.delete((message as ErasureCompleted).pseudonym);
-        break;
-      case "curfew.events.v1.EpochKeyDestroyed": {
-        const { epoch, destroyedAt } = message as EpochKeyDestroyed;
-        this.destroyedEpochs.set(epoch, destroyedAt ? timestampMs(destroyedAt) : 0);
-        break;
-      }
-    }
-  }
-}
-
 /** Acknowledgements, out of the ledger: they come on the topic of uses, and are sealed like everything. */
 const openAcknowledgements = (
   { models, sealedSize }: Pick<ErasureParts, "models" | "sealedSize">,
@@ -126,7 +98,7 @@ const openAcknowledgements = (
 };
 
 export const openErasures = (parts: ErasureParts): Erasures => {
-  const { personal, bus, clock, random, log } = parts;
+  const { bus, clock, log } = parts;
   const book = new Book();
   const closing = new AbortController();
   let feed: Feed | undefined;
@@ -146,21 +118,6 @@ export const openErasures = (parts: ErasureParts): Erasures => {
     }
   };
 
-  const replay = async (): Promise<void> => {
-    const epochs: number[] = [];
-    for (const epoch of book.destroyedEpochs.keys())
-      if (!(await personal.marks.get(rotatedMark(epoch)))) epochs.push(epoch);
-    if (epochs.length > 0) {
-      const { lost } = await rewrapAll(personal, random);
-      log.error({ epochs, lost }, "the personal store is older than an epoch's end; what no key opens is removed");
-      for (const epoch of epochs) await personal.marks.insert({ _id: rotatedMark(epoch) });
-    }
-    const back = await notDestroyed(personal, book.erased);
-    if (back.size === 0) return;
-    log.error({ people: back.size }, "the personal store has people who were erased; they are erased again");
-    await destroyPeople(personal, back);
-  };
-
   const replayed = (async () => {
     feed = await openFeed({
       bus,
@@ -174,7 +131,7 @@ export const openErasures = (parts: ErasureParts): Erasures => {
     if (closing.signal.aborted) return feed.close();
     feed.failed.catch(failed.reject);
     await feed.caughtUp;
-    await patiently(replay);
+    await patiently(() => replay(parts, book, closing.signal));
   })();
   replayed.catch(failed.reject);
 
@@ -290,7 +247,8 @@ class ErasureTenure {
     return {
       ...{ type: "RecordDestroyed", pseudonym, known: row.known === true, consumers: holders.map(({ _id }) => _id) },
       ...{ epoch: newest.number, backupDays: settings.backupDays, erasedAtMs: clock.now() },
-      keyGoneByMs: newest.createdAtMs + settings.epochMs,
+      // Of a key whose time is over, for an auditor that was away: as long as wrapping anew may take.
+      keyGoneByMs: Math.max(newest.createdAtMs + settings.epochMs, clock.now() + settings.epochMs / leadPart),
     };
   }
 
@@ -323,13 +281,15 @@ class ErasureTenure {
     pseudonym: string,
     { epoch, backupDays }: Extract<ErasureProgress, { status: "propagated" }>,
   ): Promise<SubjectCommand | undefined> {
-    const { personal, clock } = this.#parts;
+    const { personal, settings, clock } = this.#parts;
     const keyDestroyedAtMs = this.#book.destroyedEpochs.get(epoch);
     const nowMs = clock.now();
-    if (keyDestroyedAtMs === undefined || nowMs < backupsGoneMs(backupDays, keyDestroyedAtMs)) return undefined;
+    // Kept for longer since it was declared: so are those that have the key.
+    const keptDays = Math.max(backupDays, settings.backupDays);
+    if (keyDestroyedAtMs === undefined || nowMs < backupsGoneMs(keptDays, keyDestroyedAtMs)) return undefined;
     // A replica that was paused while it wrapped keys anew may have put one back: nothing had it, and now it is gone too.
     await destroyKey(personal, pseudonym);
-    return { type: "Complete", pseudonym, keyDestroyedAtMs, nowMs };
+    return { type: "Complete", pseudonym, keyDestroyedAtMs, backupDays: keptDays, nowMs };
   }
 
   async #command(pseudonym: string, command: SubjectCommand): Promise<void> {
@@ -338,19 +298,13 @@ class ErasureTenure {
     if (commit) void outbox.relay.published(commit, 0);
   }
 
-  /** The event, then the mark: one that was killed in between says it again, and finds it said. */
+  /** The event, then the mark: one that was killed in between finds it said. */
   async #endEpoch(epoch: number): Promise<void> {
-    const { personal, outbox, random, clock, log } = this.#parts;
+    const { personal, outbox, random, log } = this.#parts;
     const { lost } = await rewrapAll(personal, random);
     if (lost > 0) log.error({ epoch, lost }, "rows of the personal store are wrapped under no key that is left");
-    const destroyed = create(EpochKeyDestroyedSchema, {
-      epoch,
-      successor: epoch + 1,
-      destroyedAt: timestampFromMs(clock.now()),
-    });
-    const commit = await outbox.streams.append(`epochs/${epoch}`, { version: 0, sequence: 0 }, [destroyed]);
-    if (commit) void outbox.relay.published(commit, 0);
+    const isSaid = (await outbox.streams.read(`epochs/${epoch}`, 1)) !== undefined;
+    if (!isSaid && (await recordKeyDestroyed(this.#parts, epoch))) log.info({ epoch }, "an epoch's key is destroyed");
     await personal.marks.insert({ _id: rotatedMark(epoch) });
-    if (commit) log.info({ epoch }, "an epoch's key is destroyed");
   }
 }

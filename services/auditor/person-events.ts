@@ -1,5 +1,6 @@
-import { create, type DescMessage, type Message, toJsonString } from "@bufbuild/protobuf";
-import type { SealedField } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
+import { clone, create, type DescMessage, type Message, toJsonString } from "@bufbuild/protobuf";
+import { reflect } from "@bufbuild/protobuf/reflect";
+import { ActorSchema, type SealedField } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import {
   type UnknownAttemptsDenied,
   type UseCompleted,
@@ -30,6 +31,14 @@ const jsonOf = (desc: DescMessage, message: Message): string => {
 };
 
 const only = (people: readonly string[], pseudonym: string) => people.filter((each) => each === pseudonym);
+
+/** Who placed a hold, or looked, is somebody else too; that it was done, when and why, is the person's. */
+const withoutActors = (desc: DescMessage, message: Message): Message => {
+  const shown = clone(desc, message);
+  const fields = reflect(desc, shown);
+  for (const field of desc.fields) if (field.message?.typeName === ActorSchema.typeName) fields.clear(field);
+  return shown;
+};
 
 const ofDecided = (use: UseDecided, pseudonym: string): PersonEvent | undefined => {
   const isSource = use.source?.addressPseudonym === pseudonym;
@@ -66,5 +75,5 @@ export const personEvent = (type: string, message: Message, pseudonym: string): 
       ? { role: "network", json: jsonOf(desc, message) }
       : undefined;
   const named = (message as Message & { pseudonym?: unknown }).pseudonym;
-  return named === pseudonym ? { role: "about", json: jsonOf(desc, message) } : undefined;
+  return named === pseudonym ? { role: "about", json: jsonOf(desc, withoutActors(desc, message)) } : undefined;
 };

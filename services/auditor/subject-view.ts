@@ -13,29 +13,38 @@ const states = {
 const dateOf = (ms: number) => new Date(ms).toISOString();
 
 type Begun = Exclude<ErasureProgress, { status: "none" }>;
-/** `keyDestroyedMs`: when the key of its epoch went; undefined: it is there. */
-type KeyDestroyed = number | undefined;
+export interface Residue {
+  /** When the key of an epoch went; undefined: it is there. */
+  keyDestroyedMs(epoch: number): number | undefined;
+  /** For how long backups are kept now. */
+  readonly backupDays: number;
+  readonly nowMs: number;
+}
 
-const times = (erasure: Exclude<Begun, { status: "requested" }>, keyDestroyedMs: KeyDestroyed) => {
-  const keyGoneMs = keyDestroyedMs ?? erasure.keyGoneByMs;
-  return { keyGoneMs, backupsMs: backupsGoneMs(erasure.backupDays, keyGoneMs) };
+const times = (erasure: Exclude<Begun, { status: "requested" }>, { keyDestroyedMs, backupDays, nowMs }: Residue) => {
+  if (erasure.status === "completed")
+    return { isKeyGone: true, keyGoneMs: erasure.keyDestroyedAtMs, backupsMs: erasure.backupsGoneAtMs };
+  const goneMs = keyDestroyedMs(erasure.epoch);
+  // One that is there when it should be gone is not gone before now.
+  const keyGoneMs = goneMs ?? Math.max(erasure.keyGoneByMs, nowMs);
+  const backupsMs = backupsGoneMs(Math.max(erasure.backupDays, backupDays), keyGoneMs);
+  return { isKeyGone: goneMs !== undefined, keyGoneMs, backupsMs };
 };
 
 /** What can still be read, by whom, until when. */
-const residueOf = (erasure: Begun, keyDestroyedMs: KeyDestroyed): string[] => {
+const residueOf = (erasure: Begun, left: Residue): string[] => {
   if (erasure.status === "completed") return [];
   if (erasure.status === "requested") return ["key and mapping, in the personal store: about to be destroyed"];
-  const { keyGoneMs, backupsMs } = times(erasure, keyDestroyedMs);
+  const { isKeyGone, keyGoneMs, backupsMs } = times(erasure, left);
   const memory =
     erasure.status === "destroyed"
       ? ["memory of the consumers that have not acknowledged: 5 minutes after they read it, or until they end"]
       : [];
-  const wrapped =
-    keyDestroyedMs === undefined
-      ? [
-          `write-ahead log, operations log and free pages of the personal store, wrapped under the key of epoch ${erasure.epoch}: until ${dateOf(keyGoneMs)}`,
-        ]
-      : [];
+  const wrapped = isKeyGone
+    ? []
+    : [
+        `write-ahead log, operations log and free pages of the personal store, wrapped under the key of epoch ${erasure.epoch}: until ${dateOf(keyGoneMs)}`,
+      ];
   return [
     ...memory,
     ...wrapped,
@@ -48,11 +57,11 @@ const nothingHeard: { readonly acknowledged: readonly string[]; readonly lapsed:
   lapsed: [],
 };
 
-const erasureOf = (erasure: Begun, keyDestroyedMs: KeyDestroyed) => {
+const erasureOf = (erasure: Begun, left: Residue) => {
   const asked = { state: states[erasure.status], requestedAt: timestampFromMs(erasure.requestedAtMs) };
-  const residue = residueOf(erasure, keyDestroyedMs);
+  const residue = residueOf(erasure, left);
   if (erasure.status === "requested") return { ...asked, residue };
-  const { keyGoneMs, backupsMs } = times(erasure, keyDestroyedMs);
+  const { keyGoneMs, backupsMs } = times(erasure, left);
   const { acknowledged, lapsed } = erasure.status === "destroyed" ? nothingHeard : erasure;
   return {
     ...asked,
@@ -69,14 +78,8 @@ const erasureOf = (erasure: Begun, keyDestroyedMs: KeyDestroyed) => {
   };
 };
 
-export const subjectView = (
-  pseudonym: string,
-  { holds, erasure }: SubjectState,
-  keyDestroyedMs: (epoch: number) => number | undefined,
-) => ({
+export const subjectView = (pseudonym: string, { holds, erasure }: SubjectState, left: Residue) => ({
   pseudonym,
   holds: holds.map(({ placedAtMs, ...hold }) => ({ ...hold, placedAt: timestampFromMs(placedAtMs) })),
-  ...(erasure.status !== "none" && {
-    erasure: erasureOf(erasure, erasure.status === "requested" ? undefined : keyDestroyedMs(erasure.epoch)),
-  }),
+  ...(erasure.status !== "none" && { erasure: erasureOf(erasure, left) }),
 });

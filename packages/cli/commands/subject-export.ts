@@ -13,7 +13,7 @@ import { BreachService, CaseState } from "@curfew/contracts/gen/curfew/breach/v1
 import type { AccessGround } from "@curfew/contracts/gen/curfew/events/v1/data_subjects_pb.ts";
 import type { Connection } from "../connection.ts";
 import { enumName } from "../enum-name.ts";
-import { writeNewFile } from "../new-file.ts";
+import { assertNew, writeNewFile } from "../new-file.ts";
 import { openProgress } from "../output.ts";
 import { type SubjectPage, type SubjectRow, subjectHtml } from "../subject-page.ts";
 import { erasureLines, holdOf, iso } from "../subject-text.ts";
@@ -117,6 +117,8 @@ export const exportSubject = async (
     yield Buffer.from(`\n],${JSON.stringify(rest, null, 2).slice(1)}\n`);
   };
   await mkdir(directory, { recursive: true, mode: 0o700 });
+  // Before anything is asked for: a copy that is handed out is recorded.
+  assertNew(join(directory, "export.html"));
   await writeNewFile(join(directory, "export.json"), pieces());
   const { rows, events, tokens, subject: held } = collected;
   const html = subjectHtml({

@@ -55,7 +55,9 @@ const propagated = create(ErasurePropagatedSchema, {
   ...{ pseudonym, acknowledged: ["v1"], lapsed: ["v2"], propagatedAt: at(t1) },
 });
 const goneMs = t1 + 10 * dayMs;
-const complete = (nowMs: number): SubjectCommand => ({ type: "Complete", pseudonym, keyDestroyedAtMs: t1, nowMs });
+const complete = (nowMs: number, backupDays = 10): SubjectCommand => ({
+  ...{ type: "Complete", pseudonym, keyDestroyedAtMs: t1, backupDays, nowMs },
+});
 const completed = create(ErasureCompletedSchema, { pseudonym, keyDestroyedAt: at(t1), backupsGoneAt: at(goneMs) });
 const whole: SubjectEvent[] = [requested, erased, propagated, completed];
 

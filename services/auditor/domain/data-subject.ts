@@ -96,6 +96,8 @@ export type SubjectCommand =
       readonly type: "Complete";
       readonly pseudonym: string;
       readonly keyDestroyedAtMs: number;
+      /** As declared now: what was declared for the erasure counts where it is longer. */
+      readonly backupDays: number;
       readonly nowMs: number;
     }
   | ({ readonly type: "RecordExport" } & Why & Asked)
@@ -194,7 +196,7 @@ const complete = ({ erasure }: SubjectState, command: Command<"Complete">): Subj
   if (erasure.status === "completed") return [];
   if (erasure.status !== "propagated") throw reject("NOT_PROPAGATED", "an instance may still have a copy");
   const { pseudonym, keyDestroyedAtMs, nowMs } = command;
-  const goneMs = backupsGoneMs(erasure.backupDays, keyDestroyedAtMs);
+  const goneMs = backupsGoneMs(Math.max(erasure.backupDays, command.backupDays), keyDestroyedAtMs);
   if (nowMs < goneMs) throw reject("BACKUPS_KEPT", "a backup may still hold a copy");
   const times = { keyDestroyedAt: timestampFromMs(keyDestroyedAtMs), backupsGoneAt: timestampFromMs(goneMs) };
   return [create(ErasureCompletedSchema, { pseudonym, ...times })];
