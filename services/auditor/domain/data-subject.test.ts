@@ -132,4 +132,5 @@ it.each(Object.entries(rejections))("%s", (code, [events, command]) => {
 });
 it("is not complete while an instance has not acknowledged", () => {
   given([requested, erased]).when(complete(goneMs)).thenRejected("NOT_PROPAGATED");
+  given([requested, erased, propagated]).when(complete(goneMs, 20)).thenRejected("BACKUPS_KEPT");
 });
