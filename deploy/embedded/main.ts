@@ -12,7 +12,7 @@ import { dataDirectoryProblem, readOptions, usage } from "./options.ts";
 import { configFileOf, openSuite, type Suite } from "./suite.ts";
 import { readSuiteConfig } from "./suite-config.ts";
 
-const graceMs = 5_000;
+const graceMs = 8_000;
 
 const refuse = (problems: readonly string[]): never => {
   process.stderr.write(`curfew cannot start:\n${problems.map((p) => `  ${p}\n`).join("")}`);

@@ -101,7 +101,8 @@ const commonSpec = (service: string) =>
       about: "copy back from its topic what a store restored from a backup lacks, before it serves; set it once",
       default: false,
     }),
-    graceMs: durationMs({ about: "time to stop in", default: 5_000, minMs: 100, maxMs: 60_000 }),
+    // Under the 10 s that container engines give: with a slow database the bounds of the parts add up.
+    graceMs: durationMs({ about: "time to stop in", default: 8_000, minMs: 100, maxMs: 60_000 }),
   }) as const;
 
 type CommonConfig = Config<ReturnType<typeof commonSpec>>;
