@@ -33,8 +33,9 @@ export interface Ledger {
 
 const firstBackoffMs = 50;
 const maxBackoffMs = 1_000;
-/** Between two batches of `verifyAll`: it must not be felt. */
+/** Between two batches of `verifyAll`, or ten times what the last one took: on a slow database too it must not be felt. */
 const verifyPauseMs = 20;
+const verifyPauseRatio = 10;
 
 /** The work was told to stop; whatever was being written may or may not be there. */
 export class Interrupted extends Error {
@@ -129,10 +130,12 @@ export const openLedger = (parts: {
       let head = emptyHead;
       while (head.batch < (last?.batch ?? 0)) {
         const { batch } = head;
+        const beganMs = clock.monotonicMs();
         const next = replayBatch(head, await patiently(signal, () => read(batch + 1)), seal);
         await visit(next);
         head = next.head;
-        await clock.sleep(verifyPauseMs, signal);
+        const tookMs = clock.monotonicMs() - beganMs;
+        await clock.sleep(Math.max(verifyPauseMs, verifyPauseRatio * tookMs), signal);
       }
     },
   };
