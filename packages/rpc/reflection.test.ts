@@ -4,8 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import { createFileRegistry, fromBinary, getOption, hasOption } from "@bufbuild/protobuf";
-import { FileDescriptorProtoSchema } from "@bufbuild/protobuf/wkt";
+import { create, createFileRegistry, fromBinary, getOption, hasOption } from "@bufbuild/protobuf";
+import { type FileDescriptorProto, FileDescriptorProtoSchema, FileDescriptorSetSchema } from "@bufbuild/protobuf/wkt";
 import { secret } from "@curfew/contracts/gen/curfew/options/v1/options_pb.ts";
 import { VerifierService } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import { ServerReflection } from "@curfew/contracts/gen/grpc/reflection/v1/reflection_pb.ts";
@@ -72,10 +72,15 @@ test.each([
   const answer = await ask(version, { case: "fileContainingSymbol", value: VerifierService.typeName });
   if (answer?.case !== "fileDescriptorResponse") return expect.unreachable(String(answer?.case));
   const files = answer.value.fileDescriptorProto.map((bytes) => fromBinary(FileDescriptorProtoSchema, bytes));
-  const [asked] = files;
-  if (!asked) return expect.unreachable("no file");
-  // Throws when a dependency is missing.
-  const registry = createFileRegistry(asked, (name) => files.find((file) => file.name === name));
+  // Imports before what imports them; protobuf-es itself takes a file that is imported twice out of order.
+  const file: FileDescriptorProto[] = [];
+  const add = (one: FileDescriptorProto | undefined) => {
+    if (!one) return expect.unreachable("a dependency is missing");
+    for (const name of one.dependency) add(files.find((other) => other.name === name));
+    if (!file.includes(one)) file.push(one);
+  };
+  add(files[0]);
+  const registry = createFileRegistry(create(FileDescriptorSetSchema, { file }));
   const request = registry.getMessage("curfew.verifier.v1.VerifyTokenRequest");
   const marked = request?.fields.filter((f) => hasOption(f, secret) && getOption(f, secret)).map((f) => f.name);
   expect(marked).toEqual(["secret", "secret_sha256"]);
