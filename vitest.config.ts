@@ -1,3 +1,4 @@
+import { spawnSync } from "node:child_process";
 import { defineConfig } from "vitest/config";
 import type { Reporter, TestModule } from "vitest/node";
 import { ferretAvailable, kafkaAvailable } from "./deploy/dev/servers.ts";
@@ -26,6 +27,17 @@ if (lacking.length > 0) {
   process.stdout.write(`\n${what}\n`);
   process.once("exit", () => process.stdout.write(what));
 }
+
+/** Programs of others that single tests run; each says in its title which. */
+const absent = ["python3", "openssl", "strace", "unzip"].filter((program) => spawnSync(program, ["-h"]).error);
+if (absent.length > 0) {
+  const what = `LEFT OUT: the tests that need ${absent.join(", ")}, which ${absent.length > 1 ? "are" : "is"} not installed\n`;
+  if (process.env.CI) throw new Error(`in CI nothing may be left out. ${what}`);
+  process.stdout.write(`\n${what}`);
+  process.once("exit", () => process.stdout.write(what));
+}
+// For the tests: their processes inherit it.
+process.env.CURFEW_ABSENT = absent.join(" ");
 
 export default defineConfig({
   test: {

@@ -39,19 +39,25 @@ describe("a bundle of a whole log", () => {
     expect(report.streams).toHaveLength(2);
   });
 
-  it("is the same whenever it is made, and a ZIP that other programs read", async () => {
+  it("is the same whenever it is made", async () => {
     expect(await bytesOf(partsOf(log, allOf(log)))).toEqual(bundle);
+  });
+
+  it.skipIf(process.env.CURFEW_ABSENT?.includes("unzip"))("is a ZIP that unzip reads", () => {
     const path = join(folder, "whole.zip");
     writeFileSync(path, bundle);
     expect(execFileSync("unzip", ["-t", path], { encoding: "utf8" })).toMatch(/No errors detected/);
     expect(execFileSync("unzip", ["-p", path, file.key], { encoding: "utf8" })).toBe(`${verifierKey}\n`);
   });
 
-  it("is verified by the script inside it, in fewer than 80 lines of Python", () => {
-    const { status, text } = byPython(bundle);
-    expect(text).toBe(
-      "integrity holds: 11 entries are in the tree of 11 that test.example/ledger has signed\nevery leaf from 0 to 10 is there\n",
-    );
-    expect(status).toBe(0);
-  });
+  it.skipIf(/python3|openssl/.test(process.env.CURFEW_ABSENT ?? ""))(
+    "is verified by the script inside it, in fewer than 80 lines of Python",
+    () => {
+      const { status, text } = byPython(bundle);
+      expect(text).toBe(
+        "integrity holds: 11 entries are in the tree of 11 that test.example/ledger has signed\nevery leaf from 0 to 10 is there\n",
+      );
+      expect(status).toBe(0);
+    },
+  );
 });

@@ -46,6 +46,13 @@ const with16 = (bytes: Uint8Array, at: number, value: number): Buffer => {
   return copy;
 };
 
+/** The archive put together anew around each file with one bit of it changed. */
+const changedInside = () =>
+  files.map(([name, bytes], i) => {
+    const other: Files[number] = [name, changed(bytes, bytes.length >> 1)];
+    return [name, archiveOf(files.with(i, other))] as const;
+  });
+
 describe("a changed bundle", () => {
   it(`is refused whichever byte was changed (seed ${seed})`, async () => {
     const random = seededRandom(seed);
@@ -66,20 +73,26 @@ describe("a changed bundle", () => {
     }
   });
 
-  it("is refused, naming the file, when it was put together anew around a changed file; by the script too", async () => {
-    for (const [i, [name, bytes]] of files.entries()) {
-      const other = archiveOf(files.map((each, k) => (k === i ? [name, changed(bytes, bytes.length >> 1)] : each)));
-      const refusal = await refusalOf(other);
-      expect(refusal).toMatch(name === file.manifest ? file.note : name);
-      const path = join(folder, "changed.zip");
-      writeFileSync(path, other);
-      const script = spawnSync("python3", [join(import.meta.dirname, "verify.py"), path, verifierKey], {
-        encoding: "utf8",
-      });
-      expect({ name, status: script.status }).toEqual({ name, status: 1 });
-      expect(script.stderr).toMatch(/^NOT VERIFIED: /);
-    }
-  }, 180_000);
+  it("is refused, naming the file, when it was put together anew around a changed file", async () => {
+    for (const [name, other] of changedInside())
+      expect(await refusalOf(other)).toMatch(name === file.manifest ? file.note : name);
+  });
+
+  it.skipIf(/python3|openssl/.test(process.env.CURFEW_ABSENT ?? ""))(
+    "is refused by the script too, whichever file was changed (needs python3)",
+    () => {
+      for (const [name, other] of changedInside()) {
+        const path = join(folder, "changed.zip");
+        writeFileSync(path, other);
+        const script = spawnSync("python3", [join(import.meta.dirname, "verify.py"), path, verifierKey], {
+          encoding: "utf8",
+        });
+        expect({ name, status: script.status }).toEqual({ name, status: 1 });
+        expect(script.stderr).toMatch(/^NOT VERIFIED: /);
+      }
+    },
+    180_000,
+  );
 
   it("is refused without one of its files, with a file twice, and with any two in each other's place", async () => {
     for (const [i, [name]] of files.entries()) {
@@ -159,19 +172,22 @@ describe("an archive with tricks", () => {
     expect(await refusalOf(stated(MAX_FILE_BYTES))).toBe("VERIFY.md: the archive ends within it");
   });
 
-  it("is refused when it was written by another program, even of the same files", async () => {
-    const path = join(folder, "other.zip");
-    const source = join(folder, "bundle.zip");
-    writeFileSync(source, bundle);
-    const python = `
+  it.skipIf(process.env.CURFEW_ABSENT?.includes("python3"))(
+    "is refused when it was written by another program, even of the same files",
+    async () => {
+      const path = join(folder, "other.zip");
+      const source = join(folder, "bundle.zip");
+      writeFileSync(source, bundle);
+      const python = `
 import sys, zipfile
 with zipfile.ZipFile(sys.argv[1]) as old, zipfile.ZipFile(sys.argv[2], "w", zipfile.ZIP_DEFLATED) as new:
     for info in old.infolist(): new.writestr(info.filename, old.read(info))`;
-    execFileSync("python3", ["-c", python, source, path]);
-    execFileSync("python3", ["-m", "zipfile", "-t", path]);
-    const { verdict } = inChild(path);
-    expect(verdict).toMatch(/VERIFY.md: its header/);
-  });
+      execFileSync("python3", ["-c", python, source, path]);
+      execFileSync("python3", ["-m", "zipfile", "-t", path]);
+      const { verdict } = inChild(path);
+      expect(verdict).toMatch(/VERIFY.md: its header/);
+    },
+  );
 
   it("costs bounded memory: bombs, a file of 2 GB, and more files than there may be", () => {
     const path = join(folder, "bomb.zip");
