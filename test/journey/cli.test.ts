@@ -481,7 +481,7 @@ describe("cases and the ledger", () => {
     const bytes = readFileSync(at("b1.zip"));
     expect(bytes.includes(draft.out.trimEnd())).toBe(true);
     for (const type of ["token.issued", "leak.reported", "token.revoked", "case.opened", "notification.drafted"])
-      expect(bytes.includes(`"type": "curfew.${type}.v1"`), type).toBe(true);
+      expect(bytes.includes(`"curfew.${type}.v1"`), type).toBe(true);
     const table = await verify("b1.zip", "--key", verifierKey);
     expect(table.out).toMatch(/^integrity: +holds: /m);
     expect(table.out).toMatch(/^not proved: /m);
