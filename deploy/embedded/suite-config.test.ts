@@ -3,7 +3,7 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { auditorSpec } from "@curfew/auditor/config.ts";
-import { erasureSettings } from "@curfew/auditor/erasure-settings.ts";
+import { erasureSettings } from "@curfew/auditor/people/erasure-settings.ts";
 import { verifierKeyText } from "@curfew/ledger/note-key.ts";
 import { formatPolicy } from "@curfew/ledger/policy.ts";
 import { readConfig } from "@curfew/runtime/config.ts";

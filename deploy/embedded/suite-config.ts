@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
-import { type ErasureSettings, parsePersonalData } from "@curfew/auditor/erasure-settings.ts";
-import { parseTimestamps, type Timestamping } from "@curfew/auditor/timestamp-settings.ts";
-import { parseWitnesses, type Witnessing } from "@curfew/auditor/witness-settings.ts";
+import { type ErasureSettings, parsePersonalData } from "@curfew/auditor/people/erasure-settings.ts";
+import { parseTimestamps, type Timestamping } from "@curfew/auditor/public-log/timestamp-settings.ts";
+import { parseWitnesses, type Witnessing } from "@curfew/auditor/public-log/witness-settings.ts";
 import { ConfigError } from "@curfew/runtime/config.ts";
 import { type Organisation, parseOrganisation } from "@curfew/runtime/organisation.ts";
 import { parseDocument, stringify } from "yaml";

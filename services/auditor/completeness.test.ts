@@ -15,7 +15,7 @@ import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import { memoryBus } from "@curfew/simulation/memory-bus.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, describe, expect, it, vi } from "vitest";
-import { closingOfRow } from "./epoch-watch.ts";
+import { closingOfRow } from "./checks/epoch-watch.ts";
 import { openReadModels } from "./projections.ts";
 import { bound, clock, identities, partitions, replayAll, startAuditor, tokenEvent, use } from "./testing/rig.ts";
 

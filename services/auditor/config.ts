@@ -1,8 +1,8 @@
 import { address, ConfigError, integer, oneOf, optional, path, string } from "@curfew/runtime/config.ts";
-import { ledgerBucketFile } from "./bucket-settings.ts";
-import { backupDays, epochDays } from "./erasure-settings.ts";
-import { tsaAllow, tsaCaFile, tsaUrl } from "./timestamp-settings.ts";
-import { witnessAllow, witnessPolicyFile } from "./witness-settings.ts";
+import { backupDays, epochDays } from "./people/erasure-settings.ts";
+import { ledgerBucketFile } from "./public-log/bucket-settings.ts";
+import { tsaAllow, tsaCaFile, tsaUrl } from "./public-log/timestamp-settings.ts";
+import { witnessAllow, witnessPolicyFile } from "./public-log/witness-settings.ts";
 
 /** Settings beyond those that every service has (`packages/rpc/process.ts`). */
 export const auditorSpec = {

@@ -32,7 +32,7 @@ import {
   makeBatch,
   replayBatch,
 } from "./domain.ts";
-import { openExports } from "./export.ts";
+import { openExports } from "./export/export.ts";
 import { openFollower } from "./follower.ts";
 import { rotationStream, watchKeyRotation } from "./key-rotation.ts";
 import { type LedgerSeal, ledgerKeys, sealOf } from "./ledger-keys.ts";

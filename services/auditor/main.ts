@@ -4,9 +4,9 @@ import { openEpochs } from "@curfew/event-log/epochs.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
 import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { runService } from "@curfew/rpc/process.ts";
-import { openLedgerBucket } from "./bucket-settings.ts";
 import { auditorSpec, checkLedger, environment } from "./config.ts";
-import { erasureSettings } from "./erasure-settings.ts";
+import { erasureSettings } from "./people/erasure-settings.ts";
+import { openLedgerBucket } from "./public-log/bucket-settings.ts";
 import { rebuildOnce } from "./rebuild/rebuild-once.ts";
 import { openAuditor } from "./service.ts";
 

@@ -12,13 +12,13 @@ import { countersigned } from "@curfew/ledger/note.ts";
 import { verifyConsistency, verifyInclusion } from "@curfew/ledger/proof.ts";
 import { proveConsistency, proveInclusion, treeRoot } from "@curfew/ledger/tree.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
+import { batchPast } from "./checks/sealed-places.ts";
 import { type BatchDoc, batchId, LedgerBroken, nextOffset } from "./domain.ts";
 import { sealedEvent } from "./event-view.ts";
 import type { Follower } from "./follower.ts";
 import type { LedgerSeal } from "./ledger-keys.ts";
-import { type OutsideClocks, outsideTimes } from "./outside-times.ts";
 import { type CheckpointRow, checkpointId, entryId, eventKey, type ReadModels, readNodes } from "./projections.ts";
-import { batchPast } from "./sealed-places.ts";
+import { type OutsideClocks, outsideTimes } from "./public-log/outside-times.ts";
 
 /** Proofs out of the read model. What leaves here was checked here: one that does not hold says that the store was changed. */
 export interface ProofParts {

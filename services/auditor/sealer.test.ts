@@ -4,9 +4,9 @@ import type { DocumentStore } from "@curfew/document-store/port.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { type Fault, faultyStore, type StoreOperation } from "@curfew/simulation/faulty-store.ts";
 import { afterEach, describe, expect, it, vi } from "vitest";
+import { driftCauseName } from "./checks/drift.ts";
 import type { BatchDoc } from "./domain.ts";
 import { batchId, maxBatchRecords } from "./domain.ts";
-import { driftCauseName } from "./drift.ts";
 import {
   assertOneTree,
   bound,

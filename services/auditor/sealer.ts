@@ -4,9 +4,9 @@ import type { Tenure } from "@curfew/event-log/lease.ts";
 import { aboutLeafBytes } from "@curfew/ledger/leaf.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
+import type { TopicWatch } from "./checks/topic-watch.ts";
 import { LedgerBroken, type LedgerHead, makeBatch, maxBatchBytes, maxBatchRecords, nextOffset } from "./domain.ts";
 import { Interrupted, type Ledger } from "./ledger.ts";
-import type { TopicWatch } from "./topic-watch.ts";
 
 /**
  * The sequencer: reads all topics from the positions of the last batch and stages batch after batch. The insert of a batch decides; a

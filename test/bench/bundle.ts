@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { create } from "@bufbuild/protobuf";
 import { emptyHead, makeBatch, maxBatchRecords } from "@curfew/auditor/domain.ts";
-import { openExports } from "@curfew/auditor/export.ts";
+import { openExports } from "@curfew/auditor/export/export.ts";
 import { openFollower } from "@curfew/auditor/follower.ts";
 import { ledgerKeys, sealOf } from "@curfew/auditor/ledger-keys.ts";
 import { checkpointId, entryId, openReadModels } from "@curfew/auditor/projections.ts";

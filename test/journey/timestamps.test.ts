@@ -1,9 +1,9 @@
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { parseTimestamps } from "@curfew/auditor/public-log/timestamp-settings.ts";
+import { openTimestampRows, openTimestamps, timestampOf } from "@curfew/auditor/public-log/timestamps.ts";
 import { quiet, seal } from "@curfew/auditor/testing/rig.ts";
-import { parseTimestamps } from "@curfew/auditor/timestamp-settings.ts";
-import { openTimestampRows, openTimestamps, timestampOf } from "@curfew/auditor/timestamps.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
 import { openTimestamp, readAuthorities } from "@curfew/ledger/timestamp.ts";
 import { type Clock, systemClock } from "@curfew/runtime/clock.ts";

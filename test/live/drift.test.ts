@@ -1,9 +1,9 @@
 import { randomUUID } from "node:crypto";
+import { driftCauseName } from "@curfew/auditor/checks/drift.ts";
+import { reverifyTopics } from "@curfew/auditor/checks/reverify-topics.ts";
+import { openTopicWatch } from "@curfew/auditor/checks/topic-watch.ts";
 import type { BatchDoc } from "@curfew/auditor/domain.ts";
-import { driftCauseName } from "@curfew/auditor/drift.ts";
-import { reverifyTopics } from "@curfew/auditor/reverify-topics.ts";
 import { identities, quiet, sendOn, startAuditor, tokenEvent, use, type World } from "@curfew/auditor/testing/rig.ts";
-import { openTopicWatch } from "@curfew/auditor/topic-watch.ts";
 import { openEpochs } from "@curfew/event-log/epochs.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openKafkaBus } from "@curfew/event-log/kafka.ts";

@@ -3,7 +3,7 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { dataSubject, subjectStream } from "@curfew/auditor/domain/data-subject.ts";
-import { openErasures } from "@curfew/auditor/erasures.ts";
+import { openErasures } from "@curfew/auditor/people/erasures.ts";
 import type { EntryRow } from "@curfew/auditor/projections.ts";
 import { partitions, quiet } from "@curfew/auditor/testing/rig.ts";
 import { openMongoStore } from "@curfew/document-store/mongo.ts";

@@ -2,8 +2,8 @@ import { cpSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type BatchDoc, emptyHead } from "@curfew/auditor/domain.ts";
+import { publishTiles } from "@curfew/auditor/public-log/tile-log.ts";
 import { bound, clock, growBy, origin, quiet, seal, signer, verifierKey } from "@curfew/auditor/testing/rig.ts";
-import { publishTiles } from "@curfew/auditor/tile-log.ts";
 import { openLogDirectory } from "@curfew/cli/read-log.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
 import { decodeBundle, encodeBundle } from "@curfew/ledger/entry-bundle.ts";

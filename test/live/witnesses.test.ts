@@ -3,11 +3,11 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "no
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { newestCosigned, openCosigned } from "@curfew/auditor/cosigned.ts";
 import { type BatchDoc, batchId, emptyHead, type LedgerHead } from "@curfew/auditor/domain.ts";
+import { newestCosigned, openCosigned } from "@curfew/auditor/public-log/cosigned.ts";
+import { publishTiles } from "@curfew/auditor/public-log/tile-log.ts";
+import { openWitnesses } from "@curfew/auditor/public-log/witnesses.ts";
 import { clock, growBy, seal, verifierKey } from "@curfew/auditor/testing/rig.ts";
-import { publishTiles } from "@curfew/auditor/tile-log.ts";
-import { openWitnesses } from "@curfew/auditor/witnesses.ts";
 import { formatAddCheckpoint } from "@curfew/ledger/add-checkpoint.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
 import { openByPolicy, parsePolicy } from "@curfew/ledger/policy.ts";

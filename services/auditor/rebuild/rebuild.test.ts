@@ -14,6 +14,7 @@ import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import type { BatchDoc } from "../domain.ts";
 import { openReadModels, type ReadModels } from "../projections.ts";
+import { publishTiles } from "../public-log/tile-log.ts";
 import {
   assertOneTree,
   bound,
@@ -31,7 +32,6 @@ import {
   use,
   type World,
 } from "../testing/rig.ts";
-import { publishTiles } from "../tile-log.ts";
 import { assertNoRebuild, rebuild } from "./rebuild.ts";
 import { rebuildOnce, sealLease } from "./rebuild-once.ts";
 

@@ -5,9 +5,9 @@ import { topicNames } from "@curfew/event-log/event-types.ts";
 import { readTopic } from "@curfew/event-log/read-topic.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { virtualClock } from "@curfew/simulation/virtual-clock.ts";
-import { watchEpochs } from "../epoch-watch.ts";
+import { watchEpochs } from "../checks/epoch-watch.ts";
+import { listGaps } from "../checks/gap-list.ts";
 import { openFollower } from "../follower.ts";
-import { listGaps } from "../gap-list.ts";
 import { clock, quiet, seal, startAuditor, untilSealed, type World } from "./rig.ts";
 
 const minuteOfLooks = 14;

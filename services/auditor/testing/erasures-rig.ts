@@ -20,7 +20,7 @@ import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { type VirtualClock, virtualClock } from "@curfew/simulation/virtual-clock.ts";
 import { onTestFinished } from "vitest";
 import { dataSubject, subjectStream } from "../domain/data-subject.ts";
-import { openErasures } from "../erasures.ts";
+import { openErasures } from "../people/erasures.ts";
 import { type EntryRow, entryId } from "../projections.ts";
 import { eventRecord, partitions, quiet } from "./rig.ts";
 

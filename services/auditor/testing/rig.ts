@@ -20,6 +20,8 @@ import { systemRandom } from "@curfew/runtime/random.ts";
 import { memoryBus } from "@curfew/simulation/memory-bus.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { expect } from "vitest";
+import { openDriftLog } from "../checks/drift-log.ts";
+import { openTopicWatch } from "../checks/topic-watch.ts";
 import {
   type BatchDoc,
   batchId,
@@ -29,13 +31,11 @@ import {
   maxBatchRecords,
   replayBatch,
 } from "../domain.ts";
-import { openDriftLog } from "../drift-log.ts";
 import { openLedger } from "../ledger.ts";
 import { type LedgerSeal, sealOf } from "../ledger-keys.ts";
 import { entryId, openProjection, openReadModels, readNodes } from "../projections.ts";
 import { openGapReporter } from "../reactions.ts";
 import { sealUntil } from "../sealer.ts";
-import { openTopicWatch } from "../topic-watch.ts";
 
 export const clock = systemClock;
 export const quiet = openLog({ service: "test", level: "error", write: () => undefined });

@@ -8,7 +8,7 @@ import { openSqliteBus } from "@curfew/event-log/sqlite.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import type { BatchDoc } from "../domain.ts";
-import { publishTiles } from "../tile-log.ts";
+import { publishTiles } from "../public-log/tile-log.ts";
 import { clock, partitions, quiet, seal, startAuditor, untilSealed, type World } from "./rig.ts";
 
 /**

@@ -1,0 +1,72 @@
+import { durationFromMs } from "@bufbuild/protobuf/wkt";
+import type { Collection } from "@curfew/document-store/port.ts";
+import type { Bus } from "@curfew/event-log/bus.ts";
+import { topicNames } from "@curfew/event-log/event-types.ts";
+import { decodeLeaf } from "@curfew/ledger/leaf.ts";
+import { metrics } from "@opentelemetry/api";
+import { type BatchDoc, batchId, nextOffset } from "../domain.ts";
+import type { Follower } from "../follower.ts";
+import { p99 } from "./verdicts.ts";
+
+/** Declared service level of sealing: 99 of 100 records within this (design: evidence, "Sequencing"). */
+export const mergeObjectiveMs = 2_000;
+
+/** How far sealing is behind what is durable, as every replica can tell. */
+export const openLag = (parts: {
+  readonly bus: Pick<Bus, "ends">;
+  readonly batches: Pick<Collection<BatchDoc>, "get">;
+  readonly follower: Pick<Follower, "latest">;
+}) => {
+  const { bus, batches, follower } = parts;
+  const meter = metrics.getMeter("curfew");
+  const unsealedGauge = meter.createGauge("curfew.evidence.unsealed_records");
+  const delayGauge = meter.createGauge("curfew.evidence.merge_delay", { unit: "ms" });
+  let read: { batch: number; size: number; atMs: number; delayMs: number | undefined } | undefined;
+
+  /** The newest batch: when it was sealed, and how long 99 of 100 of its records had waited at most. */
+  const newest = async () => {
+    const row = follower.latest();
+    if (!row || row.batch === read?.batch) return read;
+    const records = (await batches.get(batchId(row.batch)))?.leaves.map(decodeLeaf) ?? [];
+    const delays = records.map(({ sealedAtMs, timestampMs }) => Math.max(0, sealedAtMs - timestampMs));
+    read = { batch: row.batch, size: row.size, atMs: records[0]?.sealedAtMs ?? 0, delayMs: p99(delays) };
+    return read;
+  };
+
+  /** Undefined: the bus cannot be asked. */
+  const unsealed = async (): Promise<number | undefined> => {
+    try {
+      let count = 0;
+      for (const topic of Object.values(topicNames)) {
+        const ends = await bus.ends(topic);
+        const positions = follower.latest()?.positions ?? [];
+        for (const [partition, end] of ends.entries())
+          count += Math.max(0, end - nextOffset(positions, topic, partition));
+      }
+      return count;
+    } catch {
+      return undefined;
+    }
+  };
+
+  const answer = (records: number | undefined, delayMs: number | undefined) => ({
+    ...(records !== undefined && { unsealedRecords: BigInt(records) }),
+    ...(delayMs !== undefined && { mergeDelay: durationFromMs(delayMs) }),
+    objective: durationFromMs(mergeObjectiveMs),
+  });
+  let last = answer(undefined, undefined);
+
+  return {
+    newest,
+    /** As it was when last measured. */
+    last: () => last,
+    /** Rejects with StoreUnavailable. */
+    async measure() {
+      const [records, batch] = [await unsealed(), await newest()];
+      if (records !== undefined) unsealedGauge.record(records);
+      if (batch?.delayMs !== undefined) delayGauge.record(batch.delayMs);
+      last = answer(records, batch?.delayMs);
+      return last;
+    },
+  };
+};

@@ -1,0 +1,91 @@
+import { hash } from "node:crypto";
+import { DriftCause } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
+import { CHECKPOINT_PATH, type LogFiles } from "@curfew/ledger/directory.ts";
+import { sameHash } from "@curfew/ledger/hash.ts";
+import { parseTilePath, TILE_WIDTH, tilePath } from "@curfew/ledger/tile.ts";
+import { emptyEdge, growTiles, type TileFile } from "@curfew/ledger/tile-writer.ts";
+import type { Seal } from "../domain.ts";
+import type { Ledger } from "../ledger.ts";
+import type { Drift } from "./drift.ts";
+import type { DriftLog } from "./drift-log.ts";
+import type { Compared } from "./passes.ts";
+
+const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString("hex");
+const sha256 = (bytes: Uint8Array) => hash("sha256", bytes, "hex");
+
+/** Whether a tree of `size` has the full tile of a partial one, which may go then. */
+const isOutgrown = (path: string, size: number): boolean => {
+  const { level, index, width } = parseTilePath(path);
+  const below = level === "entries" ? size : Math.floor(size / TILE_WIDTH ** level);
+  return width < TILE_WIDTH && (index + 1) * TILE_WIDTH <= below;
+};
+
+const driftOfFile = (setting: string, expected: string, seen: string): Drift => {
+  return { cause: DriftCause.LEDGER_FILE, topic: "", setting, expected, seen };
+};
+
+/** The checkpoint that is published, or what is wrong with it. */
+const openPublished = async (files: LogFiles, seal: Seal) => {
+  const bytes = (await files.read(CHECKPOINT_PATH)) ?? new Uint8Array();
+  if (bytes.length === 0) return undefined;
+  try {
+    return seal.open(Buffer.from(bytes).toString());
+  } catch {
+    return driftOfFile(CHECKPOINT_PATH, "a checkpoint that this ledger signed", sha256(bytes));
+  }
+};
+
+/** Whether the full tile stands there: the log has grown since the pass began, and the partial one went before the checkpoint told. */
+const isReplaced = async (files: LogFiles, path: string): Promise<boolean> => {
+  const { level, index, width } = parseTilePath(path);
+  return width < TILE_WIDTH && (await files.read(tilePath({ level, index, width: TILE_WIDTH }))) !== undefined;
+};
+
+/** Undefined where the file is as the staged batches lead to. */
+const compareFile = async (files: LogFiles, { path, bytes }: TileFile, size: number): Promise<Drift | undefined> => {
+  const there = await files.read(path);
+  if (there ? Buffer.compare(there, bytes) === 0 : isOutgrown(path, size) || (await isReplaced(files, path)))
+    return undefined;
+  return driftOfFile(path, sha256(bytes), there ? sha256(there) : "");
+};
+
+/**
+ * One pass over every staged batch: each is made again and compared with itself, its checkpoint and the batch before it, and the published files
+ * with what the batches lead to, up to the checkpoint that is published as the pass begins. Answers the entries compared. Rejects with
+ * LedgerBroken.
+ */
+export const reverifyLedger = async (
+  parts: {
+    readonly ledger: Pick<Ledger, "verifyAll">;
+    readonly seal: Seal;
+    readonly files: LogFiles | undefined;
+    readonly drifts: Pick<DriftLog, "found" | "settle">;
+  },
+  compared: Compared,
+  signal: AbortSignal,
+): Promise<number> => {
+  const { ledger, seal, files, drifts } = parts;
+  const published = files && (await openPublished(files, seal));
+  let found: Drift | undefined;
+  const report = async (drift: Drift | undefined) => {
+    if (drift && !found) await drifts.found(drift);
+    found ??= drift;
+  };
+  if (published && "seen" in published) await report(published);
+  const upTo = published && "root" in published ? published : undefined;
+  let edge = emptyEdge;
+  let size = 0;
+  await ledger.verifyAll(async ({ doc, nodes, head, number }) => {
+    size = head.size;
+    await compared(doc.leaves.length, `batch ${number}`);
+    if (!files || !upTo || head.size > upTo.size) return;
+    if (head.size === upTo.size && !sameHash(upTo.root, doc.root))
+      await report(driftOfFile(CHECKPOINT_PATH, hex(doc.root), hex(upTo.root)));
+    const grown = growTiles(edge, doc.leaves, nodes);
+    edge = grown.edge;
+    for (const file of grown.files) await report(await compareFile(files, file, upTo.size));
+  }, signal);
+  signal.throwIfAborted();
+  await drifts.settle(({ cause }) => cause === DriftCause.LEDGER_FILE, found ? [found] : []);
+  return size;
+};

@@ -1,0 +1,76 @@
+import type { Collection } from "@curfew/document-store/port.ts";
+import { leafHash } from "@curfew/ledger/hash.ts";
+import { decodeLeaf } from "@curfew/ledger/leaf.ts";
+import { type BatchDoc, batchId, LedgerBroken, nextOffset } from "../domain.ts";
+import { type CheckpointRow, checkpointId } from "../projections.ts";
+
+/** What was sealed of a partition, found by offset. */
+export interface SealedPlaces {
+  readonly batches: Pick<Collection<BatchDoc>, "get">;
+  readonly checkpoints: Pick<Collection<CheckpointRow>, "get">;
+}
+
+/** A leaf that was sealed of a partition. */
+export interface SealedPlace {
+  readonly offset: number;
+  /** In the ledger. */
+  readonly index: number;
+  readonly leafHash: Uint8Array;
+  readonly sealedAtMs: number;
+}
+
+type Partition = { readonly topic: string; readonly partition: number };
+
+/**
+ * Number of the first batch after which the partition is past `offset`, between `low` and `latest`, whose own is. Steps grow from `low`, so
+ * that what is near is found at once.
+ */
+export const batchPast = async (
+  checkpoints: SealedPlaces["checkpoints"],
+  { topic, partition }: Partition,
+  offset: number,
+  { low, latest }: { readonly low: number; readonly latest: number },
+): Promise<number> => {
+  const isPast = async (batch: number) => {
+    const row = await checkpoints.get(checkpointId(batch));
+    if (!row) throw new LedgerBroken(`checkpoint ${batch} has vanished`);
+    return nextOffset(row.positions, topic, partition) > offset;
+  };
+  let from = low;
+  let to = low;
+  for (let step = 1; to < latest && !(await isPast(to)); step *= 2) {
+    from = to + 1;
+    to = Math.min(latest, to + step);
+  }
+  while (from < to) {
+    const middle = Math.floor((from + to) / 2);
+    if (await isPast(middle)) to = middle;
+    else from = middle + 1;
+  }
+  return from;
+};
+
+/** The leaves of a partition from offset `from` on, up to the batch `latest`, in their order; those of one batch are in memory. */
+export async function* sealedPlaces(
+  { batches, checkpoints }: SealedPlaces,
+  place: Partition,
+  from: number,
+  latest: CheckpointRow,
+): AsyncGenerator<SealedPlace> {
+  const { topic, partition } = place;
+  const end = nextOffset(latest.positions, topic, partition);
+  let low = 1;
+  for (let offset = from; offset < end; ) {
+    const number = await batchPast(checkpoints, place, offset, { low, latest: latest.batch });
+    const doc = await batches.get(batchId(number));
+    if (!doc) throw new LedgerBroken(`${batchId(number)} has vanished`);
+    for (const [at, leaf] of doc.leaves.entries()) {
+      const record = decodeLeaf(leaf);
+      if (record.topic !== topic || record.partition !== partition || record.offset < offset) continue;
+      const { sealedAtMs } = record;
+      yield { offset: record.offset, index: doc.first + at, leafHash: leafHash(leaf), sealedAtMs };
+    }
+    offset = Math.max(offset + 1, nextOffset(doc.positions, topic, partition));
+    low = number + 1;
+  }
+}

@@ -1,0 +1,321 @@
+import { hash } from "node:crypto";
+import { create, isMessage } from "@bufbuild/protobuf";
+import { type Timestamp, timestampFromMs, timestampMs } from "@bufbuild/protobuf/wkt";
+import { MAX_BUNDLE_ENTRIES } from "@curfew/bundle/layout.ts";
+import { signManifest } from "@curfew/bundle/manifest.ts";
+import { type BundleEntry, BundleTooLarge, writeBundle } from "@curfew/bundle/write-bundle.ts";
+import type { ExportBundleRequest } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
+import { NotificationDraftedSchema } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
+import type { Position } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
+import { EvidenceExportedSchema } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
+import type { Collection } from "@curfew/document-store/port.ts";
+import type { Outbox } from "@curfew/event-log/outbox.ts";
+import { HASH_BYTES, leafHash } from "@curfew/ledger/hash.ts";
+import { decodeLeaf } from "@curfew/ledger/leaf.ts";
+import { countersigned } from "@curfew/ledger/note.ts";
+import { formatPolicy } from "@curfew/ledger/policy.ts";
+import { verifyInclusion } from "@curfew/ledger/proof.ts";
+import { proveConsistency, proveInclusion, type ReadNodes } from "@curfew/ledger/tree.ts";
+import { RpcError } from "@curfew/rpc/errors.ts";
+import type { CallContext } from "@curfew/rpc/service-definition.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
+import { type Random, uuidV7 } from "@curfew/runtime/random.ts";
+import { LedgerBroken } from "../domain.ts";
+import type { Follower } from "../follower.ts";
+import type { LedgerSeal } from "../ledger-keys.ts";
+import {
+  type CheckpointRow,
+  checkpointId,
+  type EntryRow,
+  entryId,
+  headerOf,
+  messageOf,
+  type ReadModels,
+} from "../projections.ts";
+import { firstSealedAt, tokenOfCase, type Wanted, wantedRows } from "./selection.ts";
+import { type Cosigning, type ShownTree, shownTree } from "./shown-tree.ts";
+
+export interface ExportParts {
+  readonly models: ReadModels;
+  readonly follower: Pick<Follower, "latest">;
+  /** Waits until the positions are sealed; rejects with an RpcError when that takes too long. */
+  readonly awaitSealed: (positions: readonly Position[]) => Promise<void>;
+  readonly seal: LedgerSeal;
+  /** Undefined: nobody cosigns. */
+  readonly cosigning: Cosigning | undefined;
+  /** Who certifies the keys of producers. */
+  readonly authority: { readonly caPem: string; readonly trustDomain: string };
+  readonly outbox: Pick<Outbox, "streams" | "relay">;
+  readonly clock: Clock;
+  readonly random: Random;
+}
+
+const pieceBytes = 128 * 1024;
+/** Proofs made at a time. */
+const provenTogether = 128;
+/** Rows whose hashes are kept: leaves that follow each other share all but the lowest. */
+const keptRows = 4_096;
+/** At a time; others wait their turn. */
+const maxRunning = 2;
+const maxWaiting = 64;
+
+const refused = (status: "INVALID_ARGUMENT" | "NOT_FOUND" | "FAILED_PRECONDITION", reason: string, message: string) =>
+  new RpcError({ status, reason, message });
+const tooLarge = (message: string) => refused("FAILED_PRECONDITION", "BUNDLE_TOO_LARGE", message);
+
+/** As `readNodes`, for many proofs in ascending order: each row is read once while it is needed. */
+const nearbyNodes = (entries: Pick<Collection<EntryRow>, "get">): ReadNodes => {
+  const kept = new Map<string, Promise<Uint8Array>>();
+  const nodesOf = (id: string): Promise<Uint8Array> => {
+    const known = kept.get(id);
+    const nodes = known ?? entries.get(id).then((row) => Uint8Array.from(row?.nodes ?? []));
+    kept.delete(id);
+    kept.set(id, nodes);
+    if (kept.size > keptRows) kept.delete(kept.keys().next().value as string);
+    return nodes;
+  };
+  return (wanted) =>
+    Promise.all(
+      wanted.map(async ({ level, index }) =>
+        (await nodesOf(entryId((index + 1) * 2 ** level - 1))).subarray(level * HASH_BYTES, (level + 1) * HASH_BYTES),
+      ),
+    );
+};
+
+async function* inGroups<T>(items: AsyncIterable<T>, size: number): AsyncGenerator<T[]> {
+  let group: T[] = [];
+  for await (const item of items) {
+    group.push(item);
+    if (group.length < size) continue;
+    yield group;
+    group = [];
+  }
+  if (group.length > 0) yield group;
+}
+
+/** Pieces of about the same size out of many small ones. */
+async function* inPieces(parts: AsyncIterable<Uint8Array>): AsyncGenerator<{ piece: Uint8Array }> {
+  let waiting: Uint8Array[] = [];
+  let bytes = 0;
+  for await (const part of parts)
+    for (let at = 0; at < part.length; at += pieceBytes) {
+      const slice = part.subarray(at, at + pieceBytes);
+      if (bytes + slice.length > pieceBytes) {
+        yield { piece: Buffer.concat(waiting) };
+        waiting = [];
+        bytes = 0;
+      }
+      waiting.push(slice);
+      bytes += slice.length;
+    }
+  yield { piece: Buffer.concat(waiting) };
+}
+
+const isoOf = (time: Timestamp | undefined): string => (time ? new Date(timestampMs(time)).toISOString() : "");
+
+/** One export. */
+class Export {
+  readonly #parts: ExportParts;
+  readonly #request: ExportBundleRequest;
+  readonly #latest: CheckpointRow;
+  readonly #tree: ShownTree;
+  readonly #readNodes: ReadNodes;
+  /** Drafts by their hash, hex, until the leaf that holds it comes by. */
+  readonly #drafts: Map<string, string>;
+  readonly #placed: { index: number; json: string }[] = [];
+  /** Number of the batch that the first entry was sealed in. */
+  #firstBatch = 0;
+
+  constructor(parts: ExportParts, request: ExportBundleRequest, latest: CheckpointRow, tree: ShownTree) {
+    this.#parts = parts;
+    this.#request = request;
+    this.#latest = latest;
+    this.#tree = tree;
+    this.#readNodes = nearbyNodes(parts.models.entries);
+    this.#drafts = new Map(request.drafts.map((json) => [hash("sha256", json, "hex"), json]));
+  }
+
+  async *bytes({ caller }: CallContext): AsyncGenerator<Uint8Array> {
+    const { models, seal, authority, cosigning, clock } = this.#parts;
+    const { tokenId, caseId, from, to } = this.#request;
+    const { size, checkpoint } = this.#tree;
+    const [signer, verifierKey] = [seal.signerAt(size), seal.verifierKeyAt(size)];
+    const wanted: Wanted = {
+      tokenId,
+      caseId,
+      first: from ? await firstSealedAt(models, this.#latest, timestampMs(from)) : 0,
+      end: to ? await firstSealedAt(models, this.#latest, timestampMs(to)) : size,
+    };
+    if (tokenId === "" && caseId === "" && wanted.end - wanted.first > MAX_BUNDLE_ENTRIES)
+      throw tooLarge(`${wanted.end - wanted.first} entries, over ${MAX_BUNDLE_ENTRIES}: ask for a shorter time`);
+    const groups = inGroups(wantedRows(models, wanted), provenTogether);
+    const first = await groups.next();
+    if (first.done) throw refused("NOT_FOUND", "NOTHING_SEALED", "nothing of that was sealed: a bundle would be empty");
+    this.#firstBatch = first.value[0]?.batch ?? 0;
+    const madeAtMs = clock.now();
+    yield* writeBundle({
+      facts: {
+        origin: signer.name,
+        trustDomain: authority.trustDomain,
+        madeAt: new Date(madeAtMs).toISOString(),
+        selection: { token: tokenId || tokenOfCase(caseId), case: caseId, from: isoOf(from), to: isoOf(to) },
+        range: { first: wanted.first, end: wanted.end },
+        size,
+      },
+      verifierKey,
+      caPem: authority.caPem,
+      policy: cosigning ? formatPolicy(cosigning.policy) : `log ${verifierKey}\nquorum none\n`,
+      checkpoint,
+      entries: () => this.#entries(first.value, groups),
+      firstCheckpoint: () => this.#firstCheckpoint(),
+      drafts: () => this.#drafted(),
+      sign: async (digest, { entries }) => {
+        await this.#record(digest, entries, caller.uri, madeAtMs);
+        return signManifest(digest, signer);
+      },
+    });
+  }
+
+  /** The proofs of each group are made while the one before it is written. */
+  async *#entries(first: EntryRow[], rest: AsyncIterable<EntryRow[]>): AsyncGenerator<BundleEntry> {
+    const prove = (rows: EntryRow[]): Promise<BundleEntry[]> => {
+      const proven = Promise.all(rows.map((row) => this.#proven(row)));
+      proven.catch(() => undefined); // seen when it is this group's turn, if that still comes
+      return proven;
+    };
+    let next = prove(first);
+    for await (const group of rest) {
+      const current = await next;
+      next = prove(group);
+      yield* current;
+    }
+    yield* await next;
+  }
+
+  async #proven({ _id, leaf }: EntryRow): Promise<BundleEntry> {
+    const { size, root } = this.#tree;
+    const index = Number(_id);
+    const proof = await proveInclusion(index, size, this.#readNodes).catch((error: unknown) => {
+      if ((error as Error).name === "StoreUnavailable") throw error;
+      throw new LedgerBroken(`leaf ${index} cannot be proven`, { cause: error });
+    });
+    // What leaves here was checked here: a proof that does not hold says that the store was changed.
+    if (!verifyInclusion(index, size, leafHash(leaf), proof, root))
+      throw new LedgerBroken(`leaf ${index} is not the one that was sealed`);
+    if (this.#drafts.size > 0) this.#placeDraft(index, leaf);
+    return { index, leaf, proof };
+  }
+
+  #placeDraft(index: number, leaf: Uint8Array): void {
+    const record = decodeLeaf(leaf);
+    if (headerOf(record, "ce_subject") !== this.#request.caseId) return;
+    const message = messageOf(record);
+    if (!message || !isMessage(message, NotificationDraftedSchema)) return;
+    const key = Buffer.from(message.draftSha256).toString("hex");
+    const json = this.#drafts.get(key);
+    if (json === undefined) return;
+    this.#drafts.delete(key);
+    this.#placed.push({ index, json });
+  }
+
+  #drafted() {
+    if (this.#drafts.size > 0)
+      throw refused("INVALID_ARGUMENT", "DRAFT_UNKNOWN", "a draft is none of this case whose hash is in the ledger");
+    return this.#placed.sort((a, b) => a.index - b.index);
+  }
+
+  async #firstCheckpoint() {
+    const row = await this.#parts.models.checkpoints.get(checkpointId(this.#firstBatch));
+    if (!row) throw new LedgerBroken(`checkpoint ${this.#firstBatch} has vanished`);
+    const { size } = this.#tree;
+    const proof = await proveConsistency(row.size, size, this.#readNodes);
+    // Signed before the key rotated, perhaps: the bundle is checked by one key.
+    return { checkpoint: countersigned(row.checkpoint, this.#parts.seal.signerAt(size)), size: row.size, proof };
+  }
+
+  async #record(digest: Uint8Array, entries: number, by: string, atMs: number): Promise<void> {
+    const { outbox, clock, random } = this.#parts;
+    const { tokenId, caseId, from, to } = this.#request;
+    const event = create(EvidenceExportedSchema, {
+      exportedBy: { spiffeId: by },
+      tokenId,
+      caseId,
+      ...(from && { from }),
+      ...(to && { to }),
+      entries: BigInt(entries),
+      ledgerSize: BigInt(this.#tree.size),
+      manifestSha256: digest,
+      exportedAt: timestampFromMs(atMs),
+    });
+    const stream = `exports/${uuidV7(clock.now(), random)}`;
+    const commit = await outbox.streams.append(stream, { version: 0, sequence: 0 }, [event]);
+    if (!commit) throw new Error("an export was recorded under a number that is taken");
+    // Not waited for: the relay's scan finds it otherwise.
+    void outbox.relay.published(commit);
+  }
+}
+
+/** Some at a time, in the order in which they came; those who give up leave the line. */
+const openTurns = () => {
+  const line: (() => void)[] = [];
+  let running = 0;
+  return {
+    async take(signal: AbortSignal): Promise<void> {
+      signal.throwIfAborted();
+      if (running >= maxRunning) {
+        if (line.length >= maxWaiting)
+          throw new RpcError({
+            status: "RESOURCE_EXHAUSTED",
+            reason: "TOO_MANY_EXPORTS",
+            message: "as many exports wait as may: try again later",
+            retryDelayMs: 1_000,
+          });
+        const turn = Promise.withResolvers<void>();
+        const giveUp = () => {
+          const at = line.indexOf(turn.resolve);
+          if (at < 0) return; // its turn has come
+          line.splice(at, 1);
+          turn.reject(signal.reason);
+        };
+        line.push(turn.resolve);
+        signal.addEventListener("abort", giveUp, { once: true });
+        await turn.promise.finally(() => signal.removeEventListener("abort", giveUp));
+        return; // in the place of the one that left
+      }
+      running += 1;
+    },
+    leave(): void {
+      const next = line.shift();
+      if (next) next();
+      else running -= 1;
+    },
+  };
+};
+
+/** The method ExportBundle. */
+export const openExports = (parts: ExportParts) => {
+  const turns = openTurns();
+  return async function* exportBundle(
+    request: ExportBundleRequest,
+    ctx: CallContext,
+  ): AsyncGenerator<{ piece: Uint8Array }> {
+    const { tokenId, caseId } = request;
+    if (tokenId !== "" && caseId !== "")
+      throw refused("INVALID_ARGUMENT", "SELECTION_INVALID", "a token and a case: name one of them");
+    if (caseId === "" && request.drafts.length > 0)
+      throw refused("INVALID_ARGUMENT", "SELECTION_INVALID", "drafts belong to a case: name it");
+    await turns.take(ctx.signal);
+    try {
+      await parts.awaitSealed(request.atLeast);
+      const latest = parts.follower.latest();
+      if (!latest) throw refused("NOT_FOUND", "NOTHING_SEALED", "nothing has been sealed yet");
+      const tree = await shownTree(latest, parts, ctx.signal);
+      yield* inPieces(new Export(parts, request, latest, tree).bytes(ctx));
+    } catch (error) {
+      if (error instanceof BundleTooLarge) throw tooLarge(error.message);
+      throw error;
+    } finally {
+      turns.leave();
+    }
+  };
+};
