@@ -36,8 +36,8 @@ if (absent.length > 0) {
   process.stdout.write(`\n${what}`);
   process.once("exit", () => process.stdout.write(what));
 }
-// For the tests: their processes inherit it.
-process.env.CURFEW_ABSENT = absent.join(" ");
+// For the tests, whose processes inherit it. Not CURFEW_…: a service refuses a setting it does not know.
+process.env.ABSENT_PROGRAMS = absent.join(" ");
 
 export default defineConfig({
   test: {

@@ -43,14 +43,14 @@ describe("a bundle of a whole log", () => {
     expect(await bytesOf(partsOf(log, allOf(log)))).toEqual(bundle);
   });
 
-  it.skipIf(process.env.CURFEW_ABSENT?.includes("unzip"))("is a ZIP that unzip reads", () => {
+  it.skipIf(process.env.ABSENT_PROGRAMS?.includes("unzip"))("is a ZIP that unzip reads", () => {
     const path = join(folder, "whole.zip");
     writeFileSync(path, bundle);
     expect(execFileSync("unzip", ["-t", path], { encoding: "utf8" })).toMatch(/No errors detected/);
     expect(execFileSync("unzip", ["-p", path, file.key], { encoding: "utf8" })).toBe(`${verifierKey}\n`);
   });
 
-  it.skipIf(/python3|openssl/.test(process.env.CURFEW_ABSENT ?? ""))(
+  it.skipIf(/python3|openssl/.test(process.env.ABSENT_PROGRAMS ?? ""))(
     "is verified by the script inside it, in fewer than 80 lines of Python",
     () => {
       const { status, text } = byPython(bundle);

@@ -78,7 +78,7 @@ describe("a changed bundle", () => {
       expect(await refusalOf(other)).toMatch(name === file.manifest ? file.note : name);
   });
 
-  it.skipIf(/python3|openssl/.test(process.env.CURFEW_ABSENT ?? ""))(
+  it.skipIf(/python3|openssl/.test(process.env.ABSENT_PROGRAMS ?? ""))(
     "is refused by the script too, whichever file was changed (needs python3)",
     () => {
       for (const [name, other] of changedInside()) {
@@ -172,7 +172,7 @@ describe("an archive with tricks", () => {
     expect(await refusalOf(stated(MAX_FILE_BYTES))).toBe("VERIFY.md: the archive ends within it");
   });
 
-  it.skipIf(process.env.CURFEW_ABSENT?.includes("python3"))(
+  it.skipIf(process.env.ABSENT_PROGRAMS?.includes("python3"))(
     "is refused when it was written by another program, even of the same files",
     async () => {
       const path = join(folder, "other.zip");

@@ -105,7 +105,7 @@ describe("durability", () => {
     expect(writer.stats().commits - after.commits).toBe(1);
   });
 
-  it.skipIf(process.env.CURFEW_ABSENT?.includes("strace"))(
+  it.skipIf(process.env.ABSENT_PROGRAMS?.includes("strace"))(
     "syncs the log once per acknowledged group (needs strace)",
     async () => {
       const folder = folderOf();

@@ -61,7 +61,7 @@ describe("the caller of a certificate", () => {
 });
 
 describe("the authority", () => {
-  test.skipIf(process.env.CURFEW_ABSENT?.includes("openssl"))(
+  test.skipIf(process.env.ABSENT_PROGRAMS?.includes("openssl"))(
     "issues certificates that OpenSSL accepts strictly, with the subject Kafka's principal rule expects",
     async () => {
       const authority = await newAuthority();

@@ -506,7 +506,7 @@ describe("cases and the ledger", () => {
     expect(body).toMatchObject({ caseId: id, exportedBy: { spiffeId: expect.stringMatching(/person\/dana$/) } });
   }, 60_000);
 
-  it.skipIf(/python3|openssl/.test(process.env.CURFEW_ABSENT ?? ""))(
+  it.skipIf(/python3|openssl/.test(process.env.ABSENT_PROGRAMS ?? ""))(
     "the script of packages/bundle accepts that bundle, and not the changed one (needs python3)",
     async () => {
       const { verifierKey } = await json("audit", "checkpoint", "--as", "person/dana");

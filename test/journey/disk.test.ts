@@ -10,6 +10,7 @@ import { IssuerService } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.
 import { VerifierService } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import { Health, HealthCheckResponse_ServingStatus as Status } from "@curfew/contracts/gen/grpc/health/v1/health_pb.ts";
 import { readEvent } from "@curfew/event-log/envelope.ts";
+import { siemTopic } from "@curfew/event-log/event-types.ts";
 import { parseRpcError } from "@curfew/rpc/errors.ts";
 import { afterEach, expect, test, vi } from "vitest";
 import { type Cast, openCast } from "./cast.ts";
@@ -139,6 +140,7 @@ const healthOf = async (cast: Cast, server: string, service: string) => {
 const published = async (dataDir: string) => {
   const [tokens, uses] = [new Set<string>(), new Set<string>()];
   await readSqliteBus(join(dataDir, "bus.db"), (record) => {
+    if (record.topic === siemTopic) return; // JSON
     const { subject, message } = readEvent(record);
     if (subject.startsWith("tokens/")) tokens.add(subject.slice("tokens/".length));
     if (message.$typeName === "curfew.events.v1.UseDecided") uses.add((message as UseDecided).useId);

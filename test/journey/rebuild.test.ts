@@ -57,15 +57,19 @@ it("the auditor's store comes back by a command: its read models from the batche
   expect(await curfew("auditor", "rebuild")).toMatchObject({ code: 3, err: expect.stringContaining("stop it first") });
 
   await suite.close();
-  expect((await curfew("auditor", "rebuild")).out).toEqual([{ batches: expect.any(Number), entries: before.length }]);
+  // The suite seals events of its own for as long as it runs.
+  const published = () => Number(readFileSync(join(dataDir, "ledger/checkpoint"), "utf8").split("\n")[1]);
+  const [rebuilt] = (await curfew("auditor", "rebuild")).out;
+  expect(rebuilt.batches).toBeGreaterThan(0);
+  expect(rebuilt.entries).toBeGreaterThanOrEqual(published());
   suite = await start();
-  expect(await events()).toEqual(before);
+  expect((await events()).slice(0, before.length)).toEqual(before);
 
   await suite.close();
   for (const end of ["", "-wal", "-shm"]) rmSync(join(dataDir, `store/auditor.db${end}`), { force: true });
   expect(await curfew("auditor", "rebuild")).toMatchObject({ code: 3 });
-  expect((await curfew("auditor", "rebuild", "--from-files")).out).toMatchObject([{ entries: before.length }]);
+  expect((await curfew("auditor", "rebuild", "--from-files")).out).toMatchObject([{ entries: published() }]);
   suite = await start();
-  expect(await events()).toEqual(before);
+  expect((await events()).slice(0, before.length)).toEqual(before);
   expect((await curfew("audit", "show", "0", ...asAuditor)).out.proof).toMatch(/^holds/);
 }, 300_000);

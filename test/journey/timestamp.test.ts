@@ -42,7 +42,7 @@ const refusal = (...of: Parameters<typeof opened>) =>
     },
   );
 
-describe.skipIf(process.env.CURFEW_ABSENT?.includes("openssl"))("a timestamp by openssl ts", () => {
+describe.skipIf(process.env.ABSENT_PROGRAMS?.includes("openssl"))("a timestamp by openssl ts", () => {
   it("is asked for and opened, whatever key signs; OpenSSL agrees", async () => {
     for (const authority of [tsa, rsa]) {
       const before = Math.floor(Date.now() / 1_000) * 1_000;

@@ -85,7 +85,7 @@ const open = async (answer?: (reply: Buffer) => Buffer, authority = tsa) => {
   return { server, clock, advance, rows, timestamps, publish, sizes, said };
 };
 
-describe.skipIf(process.env.CURFEW_ABSENT?.includes("openssl"))("the daily timestamp", () => {
+describe.skipIf(process.env.ABSENT_PROGRAMS?.includes("openssl"))("the daily timestamp", () => {
   it("comes once a day over what is published, if it has grown, and is whole for a stranger with OpenSSL", async () => {
     const { server, advance, rows, timestamps, publish, sizes } = await open();
     await advance(hourMs);

@@ -162,7 +162,7 @@ describe("curfew witness", { timeout: 180_000 }, () => {
     expect(await post(url, await requestFor(stated, stated, fork))).toMatchObject({ status: 422 });
   });
 
-  it.skipIf(process.env.CURFEW_ABSENT?.includes("strace"))(
+  it.skipIf(process.env.ABSENT_PROGRAMS?.includes("strace"))(
     "has its memory on disk before it answers (needs strace)",
     async () => {
       const trace = join(dir, "trace");

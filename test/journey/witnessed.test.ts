@@ -77,7 +77,7 @@ const health = async () => {
   return JSON.parse(out) as Readonly<Record<"witnesses" | "timestamps", object>>;
 };
 
-it.skipIf(process.env.CURFEW_ABSENT?.includes("openssl"))(
+it.skipIf(process.env.ABSENT_PROGRAMS?.includes("openssl"))(
   "says which key the policy must name, and then publishes what the witness has cosigned",
   {
     timeout: 180_000,
