@@ -5,11 +5,12 @@ import { join } from "node:path";
 import { deflateRawSync } from "node:zlib";
 import { seededRandom } from "@curfew/simulation/seeded-random.ts";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { openTsa } from "../../test/tools/tsa.ts";
 import { BundleBroken, NotABundle } from "./broken.ts";
 import { sourceOf } from "./byte-source.ts";
-import { draftName, entryName, file, MAX_FILE_BYTES } from "./layout.ts";
+import { draftName, entryName, file, MAX_FILE_BYTES, stampFiles } from "./layout.ts";
 import { archiveOf, type Files, filesOf } from "./testing/archive.ts";
-import { allOf, bytesOf, partsOf, policy, sampleLog, sampleRecords, verifierKey } from "./testing/sample.ts";
+import { allOf, bytesOf, partsOf, policy, sampleLog, sampleRecords, stampOf, verifierKey } from "./testing/sample.ts";
 import { openBundle } from "./verify-bundle.ts";
 import { localHeader } from "./zip.ts";
 
@@ -17,11 +18,15 @@ const seed = 20_261_127;
 const folder = mkdtempSync(join(tmpdir(), "curfew-fuzz-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
+const hasOpenssl = !process.env.ABSENT_PROGRAMS?.includes("openssl");
 const log = sampleLog(sampleRecords(2));
 let bundle: Buffer;
 let files: Files;
 beforeAll(async () => {
-  bundle = await bytesOf(partsOf(log, allOf(log)));
+  const tsa = hasOpenssl ? await openTsa() : undefined;
+  const stamp = tsa && (await stampOf(log, 3, tsa));
+  tsa?.close();
+  bundle = await bytesOf({ ...partsOf(log, allOf(log)), stamp: async () => stamp });
   files = await filesOf(bundle);
 });
 
@@ -93,6 +98,10 @@ describe("a changed bundle", () => {
     },
     180_000,
   );
+
+  it.runIf(hasOpenssl)("has a timestamp, whose files are changed like all others (needs openssl)", () => {
+    expect(files.map(([name]) => name)).toEqual(expect.arrayContaining([...stampFiles]));
+  });
 
   it("is refused without one of its files, with a file twice, and with any two in each other's place", async () => {
     for (const [i, [name]] of files.entries()) {

@@ -8,6 +8,9 @@ export const file = {
   checkpoint: "checkpoint",
   firstCheckpoint: "checkpoints/first",
   consistency: "checkpoints/consistency",
+  stamped: "timestamp/checkpoint",
+  stampedConsistency: "timestamp/consistency",
+  stamp: "timestamp/response.tsr",
   completeness: "completeness.json",
   timeline: "timeline.html",
   manifest: "manifest.json",
@@ -25,16 +28,19 @@ const indexDigits = 16;
 const padded = (index: number) => String(index).padStart(indexDigits, "0");
 
 const before: readonly string[] = [file.readMe, file.script, file.key, file.policy, file.authority, file.checkpoint];
+/** All or none. */
+export const stampFiles: readonly string[] = [file.stamped, file.stampedConsistency, file.stamp];
 const after: readonly string[] = [
   file.firstCheckpoint,
   file.consistency,
+  ...stampFiles,
   file.completeness,
   file.timeline,
   file.manifest,
   file.note,
 ];
 /** What a bundle always has. */
-export const requiredFiles: readonly string[] = [...before, ...after];
+export const requiredFiles: readonly string[] = [...before, ...after].filter((name) => !stampFiles.includes(name));
 const kinds: readonly string[] = ["entries bin", "entries tlog-proof", "decoded json", "drafts json"];
 
 const indexed = /^(entries|decoded|drafts)\/(\d{16})\.(bin|tlog-proof|json)$/;

@@ -1,7 +1,7 @@
 import { createPrivateKey, createPublicKey } from "node:crypto";
 import { createProducerKey } from "@curfew/event-log/producer-key.ts";
 import { openIdentities } from "@curfew/event-log/testing/producer-identity.ts";
-import { formatAddCheckpoint } from "@curfew/ledger/add-checkpoint.ts";
+import { formatAddCheckpoint, parseAddCheckpoint } from "@curfew/ledger/add-checkpoint.ts";
 import { signCheckpoint } from "@curfew/ledger/checkpoint.ts";
 import type { LogRecord } from "@curfew/ledger/leaf.ts";
 import { cosignerKeyText, noteCosigner } from "@curfew/ledger/note-key.ts";
@@ -84,6 +84,7 @@ describe("integrity", () => {
     const smaller = log.checkpoints[log.size - 1] as string;
     const forks = signCheckpoint({ origin, size: 1, root: Buffer.alloc(32, 5) }, [signer]);
     const shortened = formatAddCheckpoint({ old: 1, proof: [], checkpoint: log.checkpoints[log.size] as string });
+    const { proof: begun } = parseAddCheckpoint(text(file.consistency));
     const cases: readonly (readonly [Record<string, string | Buffer | undefined>, RegExp])[] = [
       [{ [entryName(2)]: leaf }, /^entries\/0+2.tlog-proof: it does not lead from entries\/0+2.bin to the root/],
       [{ [entryName(2)]: "no leaf" }, /^entries\/0+2.tlog-proof: it does not lead/],
@@ -105,7 +106,14 @@ describe("integrity", () => {
       [{ [proofName(2)]: undefined }, /^entries\/0+2.tlog-proof: it is missing/],
       [{ [entryName(2)]: undefined }, /^entries\/0+2.tlog-proof: there is no entries\/0+2.bin/],
       [{ [file.checkpoint]: smaller }, /^checkpoint: it is not of the tree that manifest.json names/],
-      [{ [file.checkpoint]: resigned }, /^checkpoints\/consistency: the tree of checkpoint does not begin with/],
+      [{ [file.checkpoint]: resigned }, /^checkpoints\/consistency: its checkpoint is not that of checkpoint/],
+      [
+        {
+          [file.checkpoint]: resigned,
+          [file.consistency]: formatAddCheckpoint({ old: 1, proof: begun, checkpoint: resigned }),
+        },
+        /^checkpoints\/consistency: the tree of checkpoint does not begin with/,
+      ],
       [{ [file.firstCheckpoint]: forks }, /^checkpoints\/consistency: the tree of checkpoint does not begin with/],
       [{ [file.firstCheckpoint]: log.checkpoints[2] }, /^checkpoints\/consistency/],
       [{ [file.consistency]: shortened }, /^checkpoints\/consistency/],
@@ -221,9 +229,9 @@ describe("completeness", () => {
     // Whoever has the ledger's key makes up the authority too: then one that was had from elsewhere is needed.
     const all = sampleLog(signed);
     const whole = sourceOf(await bytesOf({ ...partsOf(all, allOf(all)), caPem: us.caPem }));
-    const byOthers = await openBundle(whole, policy, undefined, strangers.trust);
+    const byOthers = await openBundle(whole, policy, { producers: strangers.trust });
     expect(byOthers.report.missing).toContain("verifier/a/1 at curfew.uses.v1/0@0 is of no producer that is known");
-    expect((await openBundle(whole, policy, undefined, us.trust)).report.missing).toEqual([]);
+    expect((await openBundle(whole, policy, { producers: us.trust })).report.missing).toEqual([]);
     const unsigned = signed.with(5, without(signed[5] as LogRecord, "curfew-sig"));
     expect((await reportOf(unsigned)).chains[0]).toMatchObject({ last: 6, signed: 5 });
     const other = headerOf(signed[4] as LogRecord, "curfew-sig");

@@ -9,6 +9,7 @@ def need(holds, why):
 def sha(data): return hashlib.sha256(data).digest()
 def node(left, right): return sha(b"\1" + left + right)
 def b64(text): return base64.b64decode(text, validate=True)
+def tree(lines): return lines[0], int(lines[1]), b64(lines[2])
 
 def signed_by(key, text, signature):  # Ed25519
     with tempfile.TemporaryDirectory() as folder:
@@ -18,11 +19,9 @@ def signed_by(key, text, signature):  # Ed25519
         return subprocess.run(command.split(), cwd=folder, capture_output=True).returncode == 0
 
 def open_note(note, vkey, what):  # c2sp.org/signed-note
-    name, key_id, key = vkey.split("+", 2)
+    (name, key_id, key), (text, _, lines) = vkey.split("+", 2), note.decode().rpartition("\n\n")
     key = b64(key)
-    expected = sha(name.encode() + b"\n" + key)[:4].hex()
-    need(key[0] == 1 and len(key) == 33 and key_id == expected, "the key is malformed")
-    text, _, lines = note.decode().rpartition("\n\n")
+    need(key[0] == 1 and len(key) == 33 and sha(name.encode() + b"\n" + key)[:4].hex() == key_id, "malformed key")
     for _, who, blob in (line.split(" ") for line in lines.split("\n")[:-1]):
         if who == name and b64(blob)[:4].hex() == key_id:
             need(signed_by(key[1:], f"{text}\n".encode(), b64(blob)[4:]), what + ": the signature does not hold")
@@ -39,8 +38,7 @@ def fold(fn, sn, hashes, value, step):  # RFC 9162, 2.1.3.2 and 2.1.4.2
     return value if sn == 0 else None
 
 def main(path, vkey):
-    archive, name = zipfile.ZipFile(path), vkey.split("+")[0]
-    infos = archive.infolist()
+    infos, name = (archive := zipfile.ZipFile(path)).infolist(), vkey.split("+")[0]
     need(all(i.compress_type == 0 and i.file_size < 1 << 26 for i in infos), "a file is compressed or too large")
     files = {i.filename: archive.read(i) for i in infos}
     note, digest = open_note(files["manifest.note"], vkey, "manifest.note"), sha(files["manifest.json"])
@@ -49,17 +47,19 @@ def main(path, vkey):
     listed = [f["name"] for f in manifest["files"]] + ["manifest.json", "manifest.note"]
     need(listed == [i.filename for i in infos], "files are missing, surplus or in another order")
     for f in manifest["files"]: need(sha(files[f["name"]]).hex() == f["sha256"], f["name"] + " was changed")
-    (origin, *new), (_, *old) = [open_note(files[n], vkey, n) for n in ("checkpoint", "checkpoints/first")]
-    (size, root), (old, old_root) = [(int(count), b64(text)) for count, text in (new, old)]
+    origin, size, root = tree(open_note(files["checkpoint"], vkey, "checkpoint"))
     need(origin == manifest["origin"] == name and size == manifest["size"], "the checkpoint is of another ledger")
-    hashes = [b64(line) for line in files["checkpoints/consistency"].decode().split("\n\n")[0].split("\n")[1:]]
-    roots = (old_root, root) if (old, old_root, hashes) == (size, root, []) else None
-    if old < size:
-        first, *rest = ([old_root] if old & (old - 1) == 0 else []) + hashes
-        ones = (old ^ (old - 1)).bit_length() - 1  # at the end of old - 1
-        both = lambda v, c, left: (node(c, v[0]), node(c, v[1])) if left else (v[0], node(v[1], c))
-        roots = fold(old - 1 >> ones, size - 1 >> ones, rest, (first, first), both)
-    need(roots == (old_root, root), "checkpoints/consistency: the log was rewritten")
+    older = {"checkpoints": tree(open_note(files["checkpoints/first"], vkey, "checkpoints/first"))}
+    if "timestamp/checkpoint" in files: older["timestamp"] = tree(files["timestamp/checkpoint"].decode().split("\n"))
+    for folder, (of, old, old_root) in older.items():
+        hashes = [b64(line) for line in files[folder + "/consistency"].decode().split("\n\n")[0].split("\n")[1:]]
+        roots = (old_root, root) if (old, old_root, hashes) == (size, root, []) else None
+        if old < size:
+            first, *rest = ([old_root] if old & (old - 1) == 0 else []) + hashes
+            ones = (old ^ (old - 1)).bit_length() - 1  # at the end of old - 1
+            both = lambda v, c, left: (node(c, v[0]), node(c, v[1])) if left else (v[0], node(v[1], c))
+            roots = fold(old - 1 >> ones, size - 1 >> ones, rest, (first, first), both)
+        need(of == origin and roots == (old_root, root), folder + "/consistency: the log was rewritten")
     present = [int(n[8:24]) for n in files if re.fullmatch(r"entries/\d{16}\.bin", n)]
     up = lambda value, other, left: node(other, value) if left else node(value, other)
     for index in present:
@@ -68,6 +68,7 @@ def main(path, vkey):
         leaf = sha(b"\0" + files[f"entries/{index:016}.bin"])
         need(fold(index, size - 1, map(b64, lines[2:]), leaf, up) == root, f"entry {index} is not in the ledger")
     print(f"integrity holds: {len(present)} entries are in the tree of {size} that {origin} has signed")
+    if "timestamp" in older: print(f"not checked: the timestamp over leaves before {old}: VERIFY.md says how")
     first, end, asked = manifest["range"]["first"], manifest["range"]["end"], manifest["selection"]
     if asked["token"] or asked["case"]: return print("that no other entry belongs to them is the signer's word")
     need(present == list(range(first, end)), "leaves of the range are missing")

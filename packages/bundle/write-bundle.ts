@@ -23,6 +23,17 @@ export interface BundleEntry {
   readonly proof: readonly Uint8Array[];
 }
 
+/** A checkpoint of the same ledger that a time-stamp authority has seen. */
+export interface BundleStamp {
+  /** The bytes that were stamped; its size is at most that of the bundle's checkpoint. */
+  readonly checkpoint: string;
+  readonly size: number;
+  /** That the bundle's checkpoint is consistent with it. */
+  readonly proof: readonly Uint8Array[];
+  /** DER of a TimeStampResp (RFC 3161) over `checkpoint`. */
+  readonly response: Uint8Array;
+}
+
 export interface BundleParts {
   readonly facts: Omit<Manifest, "format" | "files" | "entries">;
   readonly verifierKey: string;
@@ -38,6 +49,8 @@ export interface BundleParts {
   readonly firstCheckpoint: (
     index: number,
   ) => Promise<{ readonly checkpoint: string; readonly size: number; readonly proof: readonly Uint8Array[] }>;
+  /** Over a checkpoint with all leaves up to `last`, or with as many of them as can be; undefined: there is none that has leaf `first`. */
+  readonly stamp: (first: number, last: number) => Promise<BundleStamp | undefined>;
   /** After the entries: documents whose hash a leaf holds, ascending by its index. */
   readonly drafts: () => readonly { readonly index: number; readonly json: string }[];
   /** Signs the hash of the manifest; what it waits for is done before anybody has a whole bundle. */
@@ -104,6 +117,12 @@ export async function* writeBundle(parts: BundleParts): AsyncGenerator<Uint8Arra
   const first = await parts.firstCheckpoint(rows[0]?.index ?? 0);
   yield* text(file.firstCheckpoint, first.checkpoint);
   yield* text(file.consistency, formatAddCheckpoint({ old: first.size, proof: first.proof, checkpoint }));
+  const stamp = await parts.stamp(rows[0]?.index ?? 0, rows.at(-1)?.index ?? 0);
+  if (stamp) {
+    yield* text(file.stamped, stamp.checkpoint);
+    yield* text(file.stampedConsistency, formatAddCheckpoint({ old: stamp.size, proof: stamp.proof, checkpoint }));
+    yield* archive.add(file.stamp, stamp.response);
+  }
   const facts = { ...parts.facts, entries: rows.length };
   const found = report.result();
   yield* text(file.completeness, `${JSON.stringify(found, null, 2)}\n`);

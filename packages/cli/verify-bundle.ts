@@ -1,8 +1,7 @@
 import { BundleBroken, NotABundle } from "@curfew/bundle/broken.ts";
 import { withFile } from "@curfew/bundle/file-source.ts";
 import { isWholeRange, type Manifest } from "@curfew/bundle/manifest.ts";
-import { type IntactBundle, openBundle } from "@curfew/bundle/verify-bundle.ts";
-import type { ProducerTrust } from "@curfew/event-log/producer-key.ts";
+import { type IntactBundle, openBundle, type Stamp, type Trusted } from "@curfew/bundle/verify-bundle.ts";
 import type { Policy } from "@curfew/ledger/policy.ts";
 import { CommandFailed, exitCode } from "./exit.ts";
 import { type Format, openBar, printOne, say } from "./output.ts";
@@ -68,18 +67,38 @@ const completenessOf = (bundle: IntactBundle, isTrusted: boolean): Completeness 
   return { verdict: found ? "broken" : whole ? "holds" : "partly", proved: found ? [] : proved, notProved, missing };
 };
 
-const integrityOf = ({ manifest, checkpoint, first, drafts }: IntactBundle) => ({
+const isoOf = (ms: number): string => new Date(ms).toISOString();
+
+/** Since when the entries are what they are, by the clock of somebody else. */
+const timeOf = (stamp: Stamp | undefined, { entries }: Manifest) => {
+  if (!stamp) return { proved: [], notProved: ["since when its entries exist: there is no timestamp in it"] };
+  const { timeMs, size, isTrusted } = stamp;
+  const those = stamp.entries === entries ? "its entries" : `its entries before leaf ${size}`;
+  const said = `that ${those} existed before ${isoOf(timeMs)}`;
+  const later = stamp.entries === entries ? [] : [`since when its entries from leaf ${size} on exist`];
+  if (isTrusted)
+    return {
+      proved: [`${those} (${stamp.entries}) existed before ${isoOf(timeMs)}, says a time-stamp authority of --tsa-ca`],
+      notProved: later.map((what) => `${what}: they are newer than the timestamp`),
+    };
+  const why = "the timestamp was not checked, because no certificate of its authority was given: --tsa-ca FILE";
+  return { proved: [], notProved: [`${said}: ${why}`, ...later] };
+};
+
+const integrityOf = ({ manifest, checkpoint, first, drafts, stamp }: IntactBundle) => ({
   holds: true,
   proved: [
     `every byte of the bundle is as it was signed by the key of ${manifest.origin}`,
     `${countOf(manifest.entries, "leaf", "leaves")} of the tree of ${manifest.size} are as they were sealed`,
     `that tree begins with the tree of ${first.size}, under which the first of them was sealed`,
     ...(drafts > 0 ? [`${countOf(drafts, "draft")} with the hash that was sealed`] : []),
+    ...timeOf(stamp, manifest).proved,
   ],
   notProved: [
     ...(checkpoint.witnesses.length > 0
       ? []
       : ["that the log shows the same tree to others: no witness of the policy has cosigned"]),
+    ...timeOf(stamp, manifest).notProved,
     "that what people read (decoded, timeline) says the same as the leaves: it is signed, not proved",
   ],
 });
@@ -103,7 +122,7 @@ const printTable = (
 };
 
 const print = (format: Format, bundle: IntactBundle, completeness: Completeness): void => {
-  const { manifest, checkpoint } = bundle;
+  const { manifest, checkpoint, stamp } = bundle;
   const integrity = integrityOf(bundle);
   if (format === "table") {
     printTable(bundle, integrity, completeness);
@@ -112,7 +131,13 @@ const print = (format: Format, bundle: IntactBundle, completeness: Completeness)
   const { origin, size, selection, range, entries, madeAt } = manifest;
   const root = Buffer.from(checkpoint.opened.root).toString("base64");
   const tree = { origin, size, root, cosigned: checkpoint.witnesses };
-  printOne("json", { kind: "bundle", ...tree, selection, range, entries, madeAt, integrity, completeness });
+  const timestamp = stamp && {
+    size: stamp.size,
+    entries: stamp.entries,
+    time: isoOf(stamp.timeMs),
+    checked: stamp.isTrusted,
+  };
+  printOne("json", { kind: "bundle", ...tree, selection, range, entries, madeAt, timestamp, integrity, completeness });
 };
 
 const refuse = (format: Format, error: unknown): never => {
@@ -125,16 +150,11 @@ const refuse = (format: Format, error: unknown): never => {
 };
 
 /** Verifies an evidence bundle, prints both verdicts, and throws CommandFailed with the exit code of what does not hold. */
-export const verifyBundle = async (
-  path: string,
-  policy: Policy,
-  format: Format,
-  trust: ProducerTrust | undefined,
-): Promise<void> => {
+export const verifyBundle = async (path: string, policy: Policy, format: Format, trusted: Trusted): Promise<void> => {
   const bar = openBar("entries");
-  const opening = withFile(path, (source) => openBundle(source, policy, bar.show, trust)).finally(bar.clear);
+  const opening = withFile(path, (source) => openBundle(source, policy, trusted, bar.show)).finally(bar.clear);
   const bundle = await opening.catch((error: unknown) => refuse(format, error));
-  const completeness = completenessOf(bundle, trust !== undefined);
+  const completeness = completenessOf(bundle, trusted.producers !== undefined);
   print(format, bundle, completeness);
   for (const gap of completeness.missing.slice(1)) say(gap);
   if (completeness.verdict === "broken")

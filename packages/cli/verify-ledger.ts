@@ -15,6 +15,7 @@ export interface VerifyFlags {
   readonly remember?: string;
   readonly older?: readonly string[];
   readonly ca?: string;
+  readonly tsaCa?: string;
 }
 
 type Integrity = { readonly holds: boolean; readonly file?: string; readonly why: string };

@@ -141,16 +141,8 @@ export const readAuthorities = (pem: string): readonly Uint8Array[] => {
   }
 };
 
-/**
- * Opens the DER of a TimeStampResp (section 2.4.2): granted, over `data`, with the nonce of the query where one is given, signed by
- * a certificate for timestamps that leads to one of `authorities` (DER) and was valid then. Whether it was revoked is not looked at.
- * Rejects with a TimestampRefused.
- */
-export const openTimestamp = async (
-  response: Uint8Array,
-  expected: { readonly data: Uint8Array; readonly nonce?: Uint8Array; readonly authorities: readonly Uint8Array[] },
-): Promise<Timestamp> => {
-  const { data, nonce, authorities } = expected;
+/** The token of an answer, and what it says, which is over `data`. */
+const readClaim = async (response: Uint8Array, data: Uint8Array) => {
   must(response.length <= MAX_TIMESTAMP_BYTES, `the answer has over ${MAX_TIMESTAMP_BYTES} bytes`);
   must(data.length > 0 && data.length <= MAX_DATA_BYTES, `there are no bytes to check, or over ${MAX_DATA_BYTES}`);
   const token = await wellFormed("the answer is malformed", () => readToken(response));
@@ -161,6 +153,29 @@ export const openTimestamp = async (
   must(info.messageImprint.hashAlgorithm.algorithmId === sha256, "the timestamp is not over a SHA-256 hash");
   const imprint = info.messageImprint.hashedMessage.valueBlock.valueHexView;
   must(sameBytes(imprint, hash("sha256", data, "buffer")), "the timestamp is of something else");
+  const timeMs = info.genTime.getTime();
+  must(Number.isSafeInteger(timeMs), "the time is malformed");
+  return { token, info, said: { timeMs, policy: info.policy } };
+};
+
+/**
+ * What the DER of a TimeStampResp says of `data`. Nobody's signature was checked: anybody may have made it up. Rejects with a
+ * TimestampRefused for what no authority could have meant as a timestamp of `data`.
+ */
+export const claimedTimestamp = async (response: Uint8Array, data: Uint8Array): Promise<Timestamp> =>
+  (await readClaim(response, data)).said;
+
+/**
+ * Opens the DER of a TimeStampResp (section 2.4.2): granted, over `data`, with the nonce of the query where one is given, signed by
+ * a certificate for timestamps that leads to one of `authorities` (DER) and was valid then. Whether it was revoked is not looked at.
+ * Rejects with a TimestampRefused.
+ */
+export const openTimestamp = async (
+  response: Uint8Array,
+  expected: { readonly data: Uint8Array; readonly nonce?: Uint8Array; readonly authorities: readonly Uint8Array[] },
+): Promise<Timestamp> => {
+  const { data, nonce, authorities } = expected;
+  const { token, info, said } = await readClaim(response, data);
   if (nonce !== undefined) {
     const stated = info.nonce?.valueBlock.valueHexView ?? new Uint8Array();
     must(sameBytes(stated, nonceInteger(nonce).valueBlock.valueHexView), "the timestamp is of another query");
@@ -175,7 +190,5 @@ export const openTimestamp = async (
   const { signatureVerified, signerCertificate } = verified;
   must(signatureVerified === true && signerCertificate, "the signature does not hold");
   await wellFormed("the signer's certificate is malformed", () => checkSigner(signerCertificate, signer));
-  const timeMs = info.genTime.getTime();
-  must(Number.isSafeInteger(timeMs), "the time is malformed");
-  return { timeMs, policy: info.policy };
+  return said;
 };

@@ -33,7 +33,6 @@ export interface AuditorParts extends ProofParts {
   /** What is stored contradicts what was signed. */
   readonly broken: (error: LedgerBroken) => void;
   readonly outbox: ExportParts["outbox"];
-  readonly cosigning: ExportParts["cosigning"];
   readonly authority: ExportParts["authority"];
   readonly random: Random;
 }

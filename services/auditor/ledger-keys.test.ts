@@ -303,7 +303,7 @@ describe("the auditor", () => {
     const awaitSealed = async () => undefined;
     const exportBundle = openExports({
       ...auditor,
-      cosigning: undefined,
+      clocks: { cosigning: undefined, stamped: undefined },
       authority: identities,
       follower,
       seal: one.seal,

@@ -179,7 +179,7 @@ const openCore = async (parts: AuditorServiceParts) => {
   const clocks = { cosigning, stamped: parts.timestamping && (await openTimestampRows(store)) };
   const size = () => latest()?.size ?? 0;
   const rotateKey = (signal: AbortSignal) => watchKeyRotation({ outbox, keys, origin, size, clock, log }, signal);
-  return { waker, outbox, batches, models, follower, ledger, drifts, topics, passes, cosigning, clocks, rotateKey };
+  return { waker, outbox, batches, models, follower, ledger, drifts, topics, passes, clocks, rotateKey };
 };
 
 /** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */

@@ -121,7 +121,11 @@ const openService = async ({ store, bus, keyring }: Stores) => {
   const identity = async (path: string) => createIdentitySource(await issue(authority, path));
   const shared = { caPem: authority.certPem, trustDomain, clock };
   const models = await openReadModels(store);
-  const own = { seal: sealOf(origin, ledgerKeys(keyring, origin)), cosigning: undefined, authority: shared };
+  const own = {
+    seal: sealOf(origin, ledgerKeys(keyring, origin)),
+    clocks: { cosigning: undefined, stamped: undefined },
+    authority: shared,
+  };
   const follower = await openFollower({ models, seal: own.seal, clock, log: quiet });
   const outbox = await openOutbox({
     store,

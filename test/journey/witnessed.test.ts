@@ -119,6 +119,26 @@ it.skipIf(process.env.ABSENT_PROGRAMS?.includes("openssl"))(
     expect(Date.parse(shown.cosignedWithIt ?? "")).toBeGreaterThan(Date.now() - 180_000);
     expect(Date.parse(shown.stampedWithIt ?? "")).toBeGreaterThan(Date.now() - 180_000);
 
+    // All of it as a stranger gets it, and believes it.
+    const bundle = join(dir, "bundle.zip");
+    const asked = [
+      main,
+      "audit",
+      "export",
+      "--from",
+      "2026-01-01T00:00:00Z",
+      "--as",
+      "person/dana",
+      "--data",
+      join(dir, "data"),
+    ];
+    await run(process.execPath, [...asked, "-o", bundle]);
+    const trusted = ["--policy", join(dir, "policy"), "--tsa-ca", tsa.caFile, "-o", "json"];
+    const verified = await run(process.execPath, [main, "verify", bundle, ...trusted]);
+    const { timestamp, ...verdict } = JSON.parse(verified.stdout);
+    expect(verdict).toMatchObject({ kind: "bundle", cosigned: [{ name: "w1" }], integrity: { holds: true } });
+    expect(timestamp).toMatchObject({ checked: true, time: expect.stringMatching(/^\d{4}-/) });
+
     // The witness is lost; whatever is sealed then is not public, and that is said.
     await witness.stop();
     const identity = [main, "identity", "create", "workload/late", "--data", join(dir, "data")];

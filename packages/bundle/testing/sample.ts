@@ -12,10 +12,11 @@ import { leafHash } from "@curfew/ledger/hash.ts";
 import { encodeLeaf, type LogRecord } from "@curfew/ledger/leaf.ts";
 import { type NoteSigner, noteSigner, verifierKeyText } from "@curfew/ledger/note-key.ts";
 import { parsePolicy } from "@curfew/ledger/policy.ts";
+import { NONCE_BYTES, timestampQuery } from "@curfew/ledger/timestamp.ts";
 import { Frontier, type NodeAddress, proveConsistency, proveInclusion } from "@curfew/ledger/tree.ts";
 import { seededRandom } from "@curfew/simulation/seeded-random.ts";
 import { type Selection, signManifest } from "../manifest.ts";
-import { type BundleParts, writeBundle } from "../write-bundle.ts";
+import { type BundleParts, type BundleStamp, writeBundle } from "../write-bundle.ts";
 
 /** A log in memory, of real events with their chains, and bundles of it. Everything follows from the seed, the signatures too. */
 
@@ -139,9 +140,21 @@ export const partsOf = (log: SampleLog, indexes: readonly number[], selection = 
     size: index + 1,
     proof: await proveConsistency(index + 1, log.size, log.read),
   }),
+  stamp: async () => undefined,
   drafts: () => (indexes.includes(log.drafted) ? [{ index: log.drafted, json: draft }] : []),
   sign: async (digest) => signManifest(digest, signer),
 });
+
+/** A timestamp by `tsa` over the checkpoint of `size` leaves. */
+export const stampOf = async (
+  log: SampleLog,
+  size: number,
+  tsa: { readonly reply: (query: Uint8Array) => Promise<Uint8Array> },
+): Promise<BundleStamp> => {
+  const checkpoint = log.checkpoints[size] as string;
+  const response = await tsa.reply(timestampQuery(Buffer.from(checkpoint), random.bytes(NONCE_BYTES)));
+  return { checkpoint, size, proof: await proveConsistency(size, log.size, log.read), response };
+};
 
 export const bytesOf = async (parts: BundleParts): Promise<Buffer> => {
   const pieces: Uint8Array[] = [];

@@ -1,6 +1,7 @@
 import { statSync } from "node:fs";
 import { NoteError, within } from "@curfew/ledger/note-error.ts";
 import { type Policy, parsePolicy } from "@curfew/ledger/policy.ts";
+import { readAuthorities, TimestampRefused } from "@curfew/ledger/timestamp.ts";
 import { buildCommand } from "@stricli/core";
 import { CommandFailed, exitCode } from "../exit.ts";
 import { outputAlias, outputFlag } from "../flags.ts";
@@ -12,6 +13,7 @@ import { type VerifyFlags, verifyLedger } from "../verify-ledger.ts";
 
 const maxKeyLength = 1_024;
 const maxPolicyBytes = 262_144;
+const maxCaBytes = 1_000_000;
 
 /** Whom to believe: one key, or what a policy asks for. */
 const trusted = async ({ key, policy }: VerifyFlags): Promise<Policy> => {
@@ -47,10 +49,25 @@ const openTarget = async (target: string) => {
   return await openLogDirectory(target);
 };
 
-const verifyFile = async ({ output, remember, older = [], ca }: VerifyFlags, policy: Policy, target: string) => {
+/** DER of the authorities (PEM) to which that of a time-stamp authority may lead. */
+const readTsaAuthorities = async (file: string): Promise<readonly Uint8Array[]> => {
+  const pem = (await readSmall(file, maxCaBytes)).toString("latin1");
+  try {
+    return readAuthorities(pem);
+  } catch (error) {
+    if (!(error instanceof TimestampRefused)) throw error;
+    throw new CommandFailed(exitCode.usage, `${file}: ${error.message}`);
+  }
+};
+
+const verifyFile = async (flags: VerifyFlags, policy: Policy, target: string) => {
+  const { output, remember, older = [], ca, tsaCa } = flags;
   if (remember !== undefined || older.length > 0)
     throw new CommandFailed(exitCode.usage, "--remember and --older are for a log: a bundle shows one tree of it");
-  await verifyBundle(target, policy, output, ca === undefined ? undefined : await readProducerTrust(ca));
+  await verifyBundle(target, policy, output, {
+    ...(ca !== undefined && { producers: await readProducerTrust(ca) }),
+    ...(tsaCa !== undefined && { timestamps: await readTsaAuthorities(tsaCa) }),
+  });
 };
 
 export const verify = buildCommand({
@@ -98,6 +115,14 @@ export const verify = buildCommand({
         optional: true,
         placeholder: "FILE",
       },
+      tsaCa: {
+        kind: "parsed",
+        parse: String,
+        brief:
+          "authority (PEM) of the time-stamp authority of a bundle, from that authority: the timestamp must be its",
+        optional: true,
+        placeholder: "FILE",
+      },
     },
     aliases: outputAlias,
     positional: {
@@ -110,6 +135,8 @@ export const verify = buildCommand({
   func: async (flags: VerifyFlags, target: string) => {
     const policy = await trusted(flags);
     if (!isUrl(target) && !isDirectory(target)) return await verifyFile(flags, policy, target);
+    if (flags.tsaCa !== undefined)
+      throw new CommandFailed(exitCode.usage, "--tsa-ca is for a bundle: a log has no timestamps in it");
     const source = await openTarget(target);
     try {
       await verifyLedger(source, policy, flags);

@@ -18,13 +18,19 @@ import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import { signNote } from "@curfew/ledger/note.ts";
 import { cosignerKeyText, noteCosigner } from "@curfew/ledger/note-key.ts";
 import { parsePolicy } from "@curfew/ledger/policy.ts";
+import { NONCE_BYTES, readAuthorities, timestampQuery } from "@curfew/ledger/timestamp.ts";
+import { treeRoot } from "@curfew/ledger/tree.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
+import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { openTsa } from "../../../test/tools/tsa.ts";
 import { LedgerBroken } from "../domain.ts";
 import { openFollower } from "../follower.ts";
-import { entryId } from "../projections.ts";
+import { entryId, readNodes } from "../projections.ts";
 import { cosignedId, openCosigned } from "../public-log/cosigned.ts";
+import type { OutsideClocks } from "../public-log/outside-times.ts";
+import { openTimestampRows, type TimestampRow } from "../public-log/timestamps.ts";
 import {
   clock,
   eventRecord,
@@ -92,14 +98,15 @@ const fill = async () => {
   return ofProducer;
 };
 
-const openExporter = async (models = auditor.models, cosigning?: Cosigning) => {
+const openExporter = async (models = auditor.models, cosigning?: Cosigning, stamped?: OutsideClocks["stamped"]) => {
   const follower = await openFollower({ models, seal, clock, log: quiet });
   const { outbox } = auditor;
+  const clocks = { cosigning, stamped };
   const exportBundle = openExports({
     models,
     follower,
     seal,
-    cosigning,
+    clocks,
     authority: identities,
     outbox,
     clock,
@@ -259,6 +266,59 @@ describe("an exported bundle", () => {
     expect(parsePolicy(bytes.subarray(inside?.at, (inside?.at ?? 0) + (inside?.size ?? 0))).quorum).toBe("w");
     await exporter.close();
   });
+
+  it.skipIf(process.env.ABSENT_PROGRAMS?.includes("openssl"))(
+    "takes the first timestamp over all its entries along, else the newest over some (needs openssl)",
+    async () => {
+      await fill();
+      const request = { tokenId: tokenId(2) };
+      const { manifest } = await exported(request);
+      const indexes = manifest.files.flatMap(({ name }) => indexedFile(name)?.index ?? []);
+      const [first, last, { entries }] = [Math.min(...indexes), Math.max(...indexes), manifest];
+      const tsa = await openTsa();
+      const stamp = async (size: number, checkpoint: string, over = checkpoint) => {
+        const query = timestampQuery(Buffer.from(over), systemRandom(NONCE_BYTES));
+        const response = await tsa.reply(query);
+        return { _id: cosignedId(size), size, checkpoint, query, response, timeMs: 0, askedMs: 0 };
+      };
+      const signed = async (size: number) => seal.sign(size, await treeRoot(size, readNodes(auditor.models.entries)));
+      const forked = (size: number) => seal.sign(size, Buffer.alloc(32, 1));
+      const stampIn = async (...stamps: readonly Promise<TimestampRow>[]) => {
+        const rows = await openTimestampRows(memoryStore());
+        await rows.insertMany(await Promise.all(stamps));
+        const exporter = await openExporter(auditor.models, undefined, rows);
+        try {
+          const source = sourceOf(await exporter.bytes(request));
+          const { stamp: found } = await openBundle(source, policy, { timestamps: readAuthorities(tsa.caPem) });
+          return found && { size: found.size, entries: found.entries };
+        } finally {
+          await exporter.close();
+        }
+      };
+      const good = async (size: number) => stamp(size, await signed(size));
+      const ahead = 1_000_000;
+      try {
+        expect(first).toBeGreaterThan(0);
+        expect(await stampIn()).toBeUndefined();
+        expect(await stampIn(good(first))).toBeUndefined();
+        expect(await stampIn(good(first + 1), good(last))).toEqual({ size: last, entries: entries - 1 });
+        // Over more than this replica has seen sealed: nothing can be proven of that yet.
+        expect(await stampIn(good(last), stamp(ahead, forked(ahead)))).toEqual({ size: last, entries: entries - 1 });
+        const [exact, later] = [good(last + 1), good(last + 2)];
+        expect(await stampIn(good(last), exact, later)).toEqual({ size: last + 1, entries });
+        expect(await stampIn(good(last), later)).toEqual({ size: last + 2, entries });
+        const why = `the timestamp over size ${last} does not hold`;
+        await expect(stampIn(stamp(last, forked(last)))).rejects.toThrow(
+          new LedgerBroken(`${why}: it is of another tree`),
+        );
+        await expect(stampIn(stamp(last, await signed(last), "something else"))).rejects.toThrow(
+          new LedgerBroken(`${why}: the timestamp is of something else`),
+        );
+      } finally {
+        tsa.close();
+      }
+    },
+  );
 
   it("of a read model that was changed is not made: the ledger is broken", async () => {
     await fill();

@@ -32,8 +32,10 @@ import {
   messageOf,
   type ReadModels,
 } from "../projections.ts";
+import type { OutsideClocks } from "../public-log/outside-times.ts";
 import { firstSealedAt, tokenOfCase, type Wanted, wantedRows } from "./selection.ts";
-import { type Cosigning, type ShownTree, shownTree } from "./shown-tree.ts";
+import { type ShownTree, shownTree } from "./shown-tree.ts";
+import { stampOver } from "./stamp.ts";
 
 export interface ExportParts {
   readonly models: ReadModels;
@@ -41,8 +43,8 @@ export interface ExportParts {
   /** Waits until the positions are sealed; rejects with an RpcError when that takes too long. */
   readonly awaitSealed: (positions: readonly Position[]) => Promise<void>;
   readonly seal: LedgerSeal;
-  /** Undefined: nobody cosigns. */
-  readonly cosigning: Cosigning | undefined;
+  /** Who vouches for the ledger from outside. */
+  readonly clocks: OutsideClocks;
   /** Who certifies the keys of producers. */
   readonly authority: { readonly caPem: string; readonly trustDomain: string };
   readonly outbox: Pick<Outbox, "streams" | "relay">;
@@ -136,7 +138,8 @@ class Export {
   }
 
   async *bytes({ caller }: CallContext): AsyncGenerator<Uint8Array> {
-    const { models, seal, authority, cosigning, clock } = this.#parts;
+    const { models, seal, authority, clocks, clock } = this.#parts;
+    const { cosigning, stamped } = clocks;
     const { tokenId, caseId, from, to } = this.#request;
     const { size, checkpoint } = this.#tree;
     const [signer, verifierKey] = [seal.signerAt(size), seal.verifierKeyAt(size)];
@@ -168,6 +171,8 @@ class Export {
       checkpoint,
       entries: () => this.#entries(first.value, groups),
       firstCheckpoint: () => this.#firstCheckpoint(),
+      stamp: async (from, to) =>
+        stamped && (await stampOver({ rows: stamped, tree: this.#tree, readNodes: this.#readNodes }, from, to)),
       drafts: () => this.#drafted(),
       sign: async (digest, { entries }) => {
         await this.#record(digest, entries, caller.uri, madeAtMs);
@@ -309,7 +314,7 @@ export const openExports = (parts: ExportParts) => {
       await parts.awaitSealed(request.atLeast);
       const latest = parts.follower.latest();
       if (!latest) throw refused("NOT_FOUND", "NOTHING_SEALED", "nothing has been sealed yet");
-      const tree = await shownTree(latest, parts, ctx.signal);
+      const tree = await shownTree(latest, { ...parts, ...parts.clocks }, ctx.signal);
       yield* inPieces(new Export(parts, request, latest, tree).bytes(ctx));
     } catch (error) {
       if (error instanceof BundleTooLarge) throw tooLarge(error.message);

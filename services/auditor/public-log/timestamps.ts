@@ -45,6 +45,16 @@ export const timestampOf = async (
   return row;
 };
 
+/** The newest timestamp over a checkpoint of at least `size` entries and fewer than `below`; undefined: none. */
+export const timestampBelow = async (
+  rows: Pick<TimestampRows, "find">,
+  size: number,
+  below: number,
+): Promise<TimestampRow | undefined> => {
+  const [row] = await rows.find({ from: cosignedId(size), below: cosignedId(below), order: -1, limit: 1 });
+  return row;
+};
+
 export interface TimestampStatus {
   /** The newest: entries that it covers, and the authority's time (ms). */
   readonly newest?: { readonly size: number; readonly timeMs: number };
