@@ -76,6 +76,7 @@ export const documentStoreContract = (name: string, open: () => Promise<OpenedSt
         () => c.insert({ _id: "b" }),
         () => c.insertMany([{ _id: "b" }]),
         () => c.get("a"),
+        () => c.getMany(["a"]),
         () => c.getLatest("a"),
         () => c.find({ limit: 1 }),
         () => c.findLatest({ limit: 1 }),
@@ -205,6 +206,18 @@ const readContract = (collection: Open) => {
     await (await collection()).insert({ _id: "c", kind: "x" });
     await old.unset("a", "kind");
     expect((await c.find({ where: { kind: "x" }, limit: 9 })).map((doc) => doc._id)).toEqual(["b", "c"]);
+  });
+
+  it("gets many by _id: those that are there, each once, and of none none", async () => {
+    const c = await collection();
+    await c.insertMany(ids(5).map((_id) => ({ _id, of: _id })));
+    const found = await c.getMany(["id-0003", "never-there", "id-0001", "id-0003", "id"]);
+    expect(found.sort((a, b) => a._id.localeCompare(b._id))).toEqual([
+      { _id: "id-0001", of: "id-0001" },
+      { _id: "id-0003", of: "id-0003" },
+    ]);
+    expect(await c.getMany([])).toEqual([]);
+    expect(await c.getMany(ids(maxBatch))).toHaveLength(5);
   });
 
   it("reads an acknowledged write at once", async () => {
@@ -349,6 +362,7 @@ const refusalContract = (collection: Open, store: () => DocumentStore) => {
     await expect(c.unset("a", "_id")).rejects.toThrow(/_id cannot be unset/);
     await expect(c.unset("a")).rejects.toThrow(/at least one/);
     await expect(c.unsetMany(["a"])).rejects.toThrow(/at least one/);
+    await expect(c.getMany(ids(maxBatch + 1))).rejects.toThrow(/at once/);
     await expect(
       c.unsetMany(
         Array.from({ length: maxBatch + 1 }, () => "a"),

@@ -223,6 +223,13 @@ class MongoDocuments<D extends Doc> implements Collection<D> {
     return (await this.#find({ _id: id }, { limit: 1 }, "majority"))[0];
   }
 
+  async getMany(ids: readonly string[]) {
+    checkBatch(ids);
+    // One exact `_id` each, as in `delete`.
+    const found = await Promise.all([...new Set(ids)].map((id) => this.get(id)));
+    return found.filter((doc) => doc !== undefined);
+  }
+
   async getLatest(id: string) {
     checkId(id);
     return (await this.#latest({ _id: id }, { limit: 1 }))[0];

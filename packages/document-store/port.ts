@@ -35,6 +35,8 @@ export interface Collection<D extends Doc = Doc> {
   /** Inserts many, each on its own: a taken `_id` leaves the others alone. Answers one verdict per document, in order. At most 1,000. */
   insertMany(docs: readonly D[]): Promise<("inserted" | "exists")[]>;
   get(id: string): Promise<D | undefined>;
+  /** Of at most 1,000 documents those that are there, each once, in any order. */
+  getMany(ids: readonly string[]): Promise<D[]>;
   find(query: Find): Promise<D[]>;
   /** Sets top-level fields of an existing document; false when there is none. Only for values that any writer would set alike. */
   set(id: string, fields: Readonly<Record<string, Value>>): Promise<boolean>;

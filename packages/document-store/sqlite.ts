@@ -113,6 +113,14 @@ class SqliteCollection<D extends Doc> implements Collection<D> {
     return rows[0] && this.#decode(rows[0]);
   }
 
+  async getMany(ids: readonly string[]) {
+    checkBatch(ids);
+    for (const id of ids) checkId(id);
+    const chosen = "id IN (SELECT value FROM json_each(?))";
+    const { rows } = await this.#writer.run(`SELECT doc FROM ${this.#table} WHERE ${chosen}`, JSON.stringify(ids));
+    return rows.map((row) => this.#decode(row));
+  }
+
   async find(query: Find) {
     checkFind(query, this.#columns);
     const terms: string[] = [];

@@ -2,7 +2,15 @@ import fc from "fast-check";
 import { expect, test } from "vitest";
 import { emptyRoot, isHash, leafHash, MAX_ENTRY_BYTES, nodeHash } from "./hash.ts";
 import { verifyConsistency, verifyInclusion } from "./proof.ts";
-import { Frontier, frontierNodes, type NodeAddress, proveConsistency, proveInclusion, treeRoot } from "./tree.ts";
+import {
+  Frontier,
+  frontierNodes,
+  type NodeAddress,
+  proveConsistency,
+  proveInclusion,
+  proveInclusions,
+  treeRoot,
+} from "./tree.ts";
 import { hex, vectors } from "./vectors.test-data.ts";
 
 const bytes = (text: string) => Buffer.from(text, "hex");
@@ -115,6 +123,22 @@ test("a frontier written down and read back, also out of stored nodes, goes on l
     expect(resumed.root()).toEqual(naiveRoot(leaves));
     expect(tried.root()).toEqual(frontier.root());
     expect(early.root()).toEqual(naiveRoot(leaves.slice(0, stop)));
+  });
+  await fc.assert(property, { numRuns: 60 });
+});
+
+test("the proofs of many leaves are those of each, by one read", async () => {
+  const property = fc.asyncProperty(anyTree, fc.array(fc.nat(), { maxLength: 20 }), async (leaves, picks) => {
+    const { read } = build(leaves);
+    const indexes = picks.map((pick) => pick % leaves.length);
+    let reads = 0;
+    const counted = (wanted: readonly NodeAddress[]) => {
+      reads += 1;
+      return read(wanted);
+    };
+    const each = await Promise.all(indexes.map((index) => proveInclusion(index, leaves.length, read)));
+    expect(await proveInclusions(indexes, leaves.length, counted)).toEqual(each);
+    expect(reads).toBeLessThanOrEqual(1);
   });
   await fc.assert(property, { numRuns: 60 });
 });

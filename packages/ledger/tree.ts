@@ -135,14 +135,24 @@ const consistencyRanges = (older: number, newer: number): Range[] => {
   return ranges.reverse();
 };
 
+/** `items` cut into pieces of these lengths, in order. */
+const cut = <T>(items: readonly T[], lengths: readonly number[]): T[][] => {
+  let at = 0;
+  return lengths.map((length) => {
+    at += length;
+    return items.slice(at - length, at);
+  });
+};
+
+/** The tree heads of the ranges; one read. */
 const hashRanges = async (ranges: readonly Range[], readNodes: ReadNodes): Promise<Uint8Array[]> => {
   const groups = ranges.map(([low, high]) => completeSubtrees(low, high));
   const wanted = groups.flat();
   const hashes = wanted.length === 0 ? [] : await readNodes(wanted);
   if (hashes.length !== wanted.length || !hashes.every(isHash))
     throw new Error(`the node store gave ${hashes.length} hashes for ${wanted.length} nodes, or malformed ones`);
-  const rest = [...hashes];
-  return groups.map((group) => foldRight(rest.splice(0, group.length)));
+  const lengths = groups.map(({ length }) => length);
+  return cut(hashes, lengths).map(foldRight);
 };
 
 /** The root at `size` out of stored nodes; for any size the store has covered. Rejects when the store does not answer in full. */
@@ -152,11 +162,27 @@ export const treeRoot = async (size: number, readNodes: ReadNodes): Promise<Uint
   return root ?? emptyRoot();
 };
 
-/** The audit path of leaf `index` in the tree of `size` leaves, leaf to root (RFC 6962, 2.1.1). One read; at most 53 hashes. */
+/**
+ * The audit paths of leaves in the tree of `size` leaves, each from leaf to root (RFC 6962, 2.1.1), at most 53 hashes. One read for all of
+ * them, in which nodes that they share stand several times.
+ */
+export const proveInclusions = async (
+  indexes: readonly number[],
+  size: number,
+  readNodes: ReadNodes,
+): Promise<Uint8Array[][]> => {
+  for (const index of indexes)
+    if (!isCount(index) || !isCount(size) || index >= size)
+      throw new RangeError(`no leaf ${index} in a tree of size ${size}`);
+  const ranges = indexes.map((index) => inclusionRanges(index, size));
+  const lengths = ranges.map(({ length }) => length);
+  return cut(await hashRanges(ranges.flat(), readNodes), lengths);
+};
+
+/** As `proveInclusions`, of one leaf. */
 export const proveInclusion = async (index: number, size: number, readNodes: ReadNodes): Promise<Uint8Array[]> => {
-  if (!isCount(index) || !isCount(size) || index >= size)
-    throw new RangeError(`no leaf ${index} in a tree of size ${size}`);
-  return hashRanges(inclusionRanges(index, size), readNodes);
+  const [proof] = await proveInclusions([index], size, readNodes);
+  return proof as Uint8Array[];
 };
 
 /** The proof that the tree of `newer` leaves extends that of `older`, 0 < older ≤ newer (RFC 6962, 2.1.2). One read; at most 54 hashes. */

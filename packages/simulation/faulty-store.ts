@@ -23,7 +23,7 @@ export const failWrite =
   (operation) =>
     operation.kind === "write" && operation.n === n ? fault : undefined;
 
-const reads = new Set<keyof Collection>(["get", "find", "getLatest", "findLatest"]);
+const reads = new Set<keyof Collection>(["get", "getMany", "find", "getLatest", "findLatest"]);
 
 export const never = <T>(): Promise<T> => new Promise(() => undefined);
 
@@ -49,6 +49,7 @@ export const faultyStore = (store: DocumentStore, plan: StorePlan): DocumentStor
         insert: (doc) => run(name, "insert", () => inner.insert(doc)),
         insertMany: (docs) => run(name, "insertMany", () => inner.insertMany(docs)),
         get: (id) => run(name, "get", () => inner.get(id)),
+        getMany: (ids) => run(name, "getMany", () => inner.getMany(ids)),
         find: (query) => run(name, "find", () => inner.find(query)),
         set: (id, fields) => run(name, "set", () => inner.set(id, fields)),
         unset: (id, ...fields) => run(name, "unset", () => inner.unset(id, ...fields)),

@@ -86,6 +86,12 @@ const memoryCollection = ({ docs, indexed }: Shelf, assertOpen: () => Promise<vo
       checkId(id);
       return copy(docs.get(id));
     },
+    async getMany(ids) {
+      await assertOpen();
+      checkBatch(ids);
+      for (const id of ids) checkId(id);
+      return [...new Set(ids)].flatMap((id) => copy(docs.get(id)) ?? []);
+    },
     async find(query) {
       await assertOpen();
       checkFind(query, indexed);

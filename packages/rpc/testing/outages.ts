@@ -22,6 +22,7 @@ export const interruptibleStore = (store: DocumentStore) => {
         insert: (doc) => write(() => inner.insert(doc)),
         insertMany: (docs) => write(() => inner.insertMany(docs)),
         get: (id) => read(() => inner.get(id)),
+        getMany: (ids) => read(() => inner.getMany(ids)),
         find: (query) => read(() => inner.find(query)),
         set: (id, fields) => write(() => inner.set(id, fields)),
         unset: (id, ...fields) => write(() => inner.unset(id, ...fields)),

@@ -8,14 +8,13 @@ import type { ExportBundleRequest } from "@curfew/contracts/gen/curfew/auditor/v
 import { NotificationDraftedSchema } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
 import type { Position } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import { EvidenceExportedSchema } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
-import type { Collection } from "@curfew/document-store/port.ts";
 import type { Outbox } from "@curfew/event-log/outbox.ts";
-import { HASH_BYTES, leafHash } from "@curfew/ledger/hash.ts";
+import { leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import { countersigned } from "@curfew/ledger/note.ts";
 import { formatPolicy } from "@curfew/ledger/policy.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
-import { proveConsistency, proveInclusion, type ReadNodes } from "@curfew/ledger/tree.ts";
+import { proveConsistency, proveInclusions, type ReadNodes } from "@curfew/ledger/tree.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
@@ -27,12 +26,12 @@ import {
   type CheckpointRow,
   checkpointId,
   type EntryRow,
-  entryId,
   headerOf,
   messageOf,
   type ReadModels,
 } from "../projections.ts";
 import type { OutsideClocks } from "../public-log/outside-times.ts";
+import { nearbyNodes } from "./nearby-nodes.ts";
 import { firstSealedAt, tokenOfCase, type Wanted, wantedRows } from "./selection.ts";
 import { type ShownTree, shownTree } from "./shown-tree.ts";
 import { stampOver } from "./stamp.ts";
@@ -55,8 +54,6 @@ export interface ExportParts {
 const pieceBytes = 128 * 1024;
 /** Proofs made at a time. */
 const provenTogether = 128;
-/** Rows whose hashes are kept: leaves that follow each other share all but the lowest. */
-const keptRows = 4_096;
 /** At a time; others wait their turn. */
 const maxRunning = 2;
 const maxWaiting = 64;
@@ -64,25 +61,6 @@ const maxWaiting = 64;
 const refused = (status: "INVALID_ARGUMENT" | "NOT_FOUND" | "FAILED_PRECONDITION", reason: string, message: string) =>
   new RpcError({ status, reason, message });
 const tooLarge = (message: string) => refused("FAILED_PRECONDITION", "BUNDLE_TOO_LARGE", message);
-
-/** As `readNodes`, for many proofs in ascending order: each row is read once while it is needed. */
-const nearbyNodes = (entries: Pick<Collection<EntryRow>, "get">): ReadNodes => {
-  const kept = new Map<string, Promise<Uint8Array>>();
-  const nodesOf = (id: string): Promise<Uint8Array> => {
-    const known = kept.get(id);
-    const nodes = known ?? entries.get(id).then((row) => Uint8Array.from(row?.nodes ?? []));
-    kept.delete(id);
-    kept.set(id, nodes);
-    if (kept.size > keptRows) kept.delete(kept.keys().next().value as string);
-    return nodes;
-  };
-  return (wanted) =>
-    Promise.all(
-      wanted.map(async ({ level, index }) =>
-        (await nodesOf(entryId((index + 1) * 2 ** level - 1))).subarray(level * HASH_BYTES, (level + 1) * HASH_BYTES),
-      ),
-    );
-};
 
 async function* inGroups<T>(items: AsyncIterable<T>, size: number): AsyncGenerator<T[]> {
   let group: T[] = [];
@@ -184,7 +162,7 @@ class Export {
   /** The proofs of each group are made while the one before it is written. */
   async *#entries(first: EntryRow[], rest: AsyncIterable<EntryRow[]>): AsyncGenerator<BundleEntry> {
     const prove = (rows: EntryRow[]): Promise<BundleEntry[]> => {
-      const proven = Promise.all(rows.map((row) => this.#proven(row)));
+      const proven = this.#proven(rows);
       proven.catch(() => undefined); // seen when it is this group's turn, if that still comes
       return proven;
     };
@@ -192,23 +170,28 @@ class Export {
     for await (const group of rest) {
       const current = await next;
       next = prove(group);
+      // A turn of the event loop: what is asked of the database leaves before the writing begins.
+      await new Promise((resolve) => setImmediate(resolve));
       yield* current;
     }
     yield* await next;
   }
 
-  async #proven({ _id, leaf }: EntryRow): Promise<BundleEntry> {
+  async #proven(rows: readonly EntryRow[]): Promise<BundleEntry[]> {
     const { size, root } = this.#tree;
-    const index = Number(_id);
-    const proof = await proveInclusion(index, size, this.#readNodes).catch((error: unknown) => {
+    const indexes = rows.map(({ _id }) => Number(_id));
+    const proofs = await proveInclusions(indexes, size, this.#readNodes).catch((error: unknown) => {
       if ((error as Error).name === "StoreUnavailable") throw error;
-      throw new LedgerBroken(`leaf ${index} cannot be proven`, { cause: error });
+      throw new LedgerBroken(`leaves ${indexes[0]} to ${indexes.at(-1)} cannot be proven`, { cause: error });
     });
-    // What leaves here was checked here: a proof that does not hold says that the store was changed.
-    if (!verifyInclusion(index, size, leafHash(leaf), proof, root))
-      throw new LedgerBroken(`leaf ${index} is not the one that was sealed`);
-    if (this.#drafts.size > 0) this.#placeDraft(index, leaf);
-    return { index, leaf, proof };
+    return rows.map(({ leaf }, i) => {
+      const [index, proof] = [indexes[i] as number, proofs[i] as Uint8Array[]];
+      // What leaves here was checked here: a proof that does not hold says that the store was changed.
+      if (!verifyInclusion(index, size, leafHash(leaf), proof, root))
+        throw new LedgerBroken(`leaf ${index} is not the one that was sealed`);
+      if (this.#drafts.size > 0) this.#placeDraft(index, leaf);
+      return { index, leaf, proof };
+    });
   }
 
   #placeDraft(index: number, leaf: Uint8Array): void {

@@ -65,6 +65,7 @@ const watched = (store: DocumentStore, pass: (passed: Passed) => Promise<void>):
       },
       insertMany: (docs) => inner.insertMany(docs),
       get: (id) => inner.get(id),
+      getMany: (ids) => inner.getMany(ids),
       find: (query) => inner.find(query),
       set: (id, fields) => inner.set(id, fields),
       unset: (id, ...fields) => inner.unset(id, ...fields),
