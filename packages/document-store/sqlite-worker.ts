@@ -23,6 +23,8 @@ import { packOutcomes, unpackJobs } from "./sqlite-wire.ts";
 const maxGroupJobs = 4096;
 const maxStatements = 500;
 const maxResultBytes = 256 * 2 ** 20;
+/** Pages in the write-ahead log at which they are moved into the file, as in SQLite itself. */
+const maxLogPages = 1000;
 /** One process writes a file, so whoever else holds the lock is a backup or a mistake: wait for the former only. */
 const busyTimeoutMs = 1000;
 
@@ -37,7 +39,7 @@ const open = (file: string, pageBytes: number): DatabaseSync => {
   const mode = db.prepare("PRAGMA journal_mode = WAL").get() as { journal_mode: string };
   if (file !== ":memory:" && mode.journal_mode !== "wal")
     throw new Error("the file system cannot hold a write-ahead log");
-  db.exec("PRAGMA synchronous = FULL; PRAGMA cache_size = -16384");
+  db.exec("PRAGMA synchronous = FULL; PRAGMA cache_size = -16384; PRAGMA wal_autocheckpoint = 0");
   type Fields = Record<string, unknown>;
   const decode = (bytes: unknown) => deserialize(bytes as Uint8Array, { promoteBuffers: true }) as Fields;
   const pure = { deterministic: true };
@@ -56,9 +58,21 @@ const open = (file: string, pageBytes: number): DatabaseSync => {
 class Connection {
   readonly #db: DatabaseSync;
   readonly #statements = new Map<string, { statement: StatementSync; returnsRows: boolean }>();
+  readonly #log: StatementSync;
 
   constructor(db: DatabaseSync) {
     this.#db = db;
+    this.#log = db.prepare("PRAGMA wal_checkpoint(NOOP)");
+  }
+
+  /** Moves a long write-ahead log into the file. SQLite would do so within a commit: whoever waits for that need not wait for this. */
+  tidy(): void {
+    try {
+      const { log, checkpointed } = this.#log.get() as { log: number; checkpointed: number };
+      if (log - checkpointed >= maxLogPages) this.#db.exec("PRAGMA wal_checkpoint(PASSIVE)");
+    } catch {
+      // As within a commit: what was committed stands in the log, and the next group tries again.
+    }
   }
 
   runGroup(jobs: readonly Job[]): { readonly outcomes: readonly Outcome[]; readonly commits: number } {
@@ -143,6 +157,7 @@ const serve = (port: NonNullable<typeof parentPort>, db: DatabaseSync): void => 
       const { outcomes, commits } = connection.runGroup(jobs);
       const packed = packOutcomes(outcomes);
       port.postMessage({ outcomes: packed, commits } satisfies FromWorker, [packed.buffer]);
+      if (commits > 0) connection.tidy();
     }
     if (!closing) return;
     db.close();

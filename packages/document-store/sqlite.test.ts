@@ -1,6 +1,6 @@
 import { type ChildProcess, fork, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -131,6 +131,16 @@ describe("durability", () => {
       expect(syncs).toBeGreaterThanOrEqual(commits);
     },
   );
+
+  it("keeps the log short, however much is written: what was answered is moved into the file", async () => {
+    const { store, file } = await opened();
+    const documents = await store.collection("large");
+    const bytes = new Uint8Array(1_000_000).fill(7);
+    for (let n = 0; n < 30; n += 1) await documents.insert({ _id: `d${n}`, bytes });
+    await store.ping(); // comes after whatever followed the last answer
+    expect(statSync(`${file}-wal`).size).toBeLessThan(8_000_000);
+    expect(statSync(file).size).toBeGreaterThan(25_000_000);
+  });
 });
 
 describe("trouble", () => {
