@@ -33,8 +33,9 @@ const entryFormat = 1;
 
 /** About the bytes of a record's leaf, known before it is made: exact to a few where text is ASCII, never under a third. */
 export const aboutLeafBytes = (record: LogRecord): number => {
-  let bytes = 64 + record.topic.length + record.key.length + record.value.length;
-  for (const [name, value] of record.headers) bytes += 6 + name.length + value.length;
+  const { topic, key, headers, value } = record;
+  let bytes = 64 + topic.length + key.length + value.length;
+  for (const header of headers) bytes += 6 + header[0].length + header[1].length;
   return bytes;
 };
 
@@ -42,8 +43,11 @@ export const aboutLeafBytes = (record: LogRecord): number => {
 const mostLeafBytes = (record: LogRecord): number => 256 + 3 * aboutLeafBytes(record);
 
 /** Every UTF-16 unit takes a byte or more: such a record is too large, whatever it says. */
-const isSurelyOversize = ({ key, headers, value }: LogRecord): boolean =>
-  headers.reduce((sum, [name, text]) => sum + name.length + text.length, key.length + value.length) > MAX_ENTRY_BYTES;
+const isSurelyOversize = ({ key, headers, value }: LogRecord): boolean => {
+  let units = key.length + value.length;
+  for (const header of headers) units += header[0].length + header[1].length;
+  return units > MAX_ENTRY_BYTES;
+};
 
 /** SHA-256 over every part of a record, each with its length, as in `curfew-prev`: what is sealed of one that is too large. */
 const recordDigest = ({ topic, partition, key, headers, value }: LogRecord): Uint8Array => {
@@ -59,6 +63,28 @@ const recordDigest = ({ topic, partition, key, headers, value }: LogRecord): Uin
 
 const shared = Buffer.allocUnsafe(64 * 1024);
 
+const firstText = 0x0a;
+const secondText = 0x12;
+const notShort = -1;
+
+/**
+ * Writes a text with its tag, where it is short and ASCII, as nearly all are: a call into the runtime for each takes twice as long. Answers
+ * where it ends; `notShort`: this one is not.
+ */
+const putShortText = (buffer: Buffer, start: number, tag: number, text: string): number => {
+  const { length } = text;
+  if (length >= 128) return notShort;
+  buffer[start] = tag;
+  buffer[start + 1] = length;
+  let at = start + 2;
+  for (let i = 0; i < length; i += 1) {
+    const code = text.charCodeAt(i);
+    if (code >= 128) return notShort;
+    buffer[at++] = code;
+  }
+  return at;
+};
+
 /** Protobuf's wire format for the few kinds of field that an entry has; fields at their default are left out, as they must be. */
 class EntryWriter {
   readonly #buffer: Buffer;
@@ -71,7 +97,9 @@ class EntryWriter {
 
   /** A copy. */
   bytes(): Uint8Array {
-    return Buffer.from(this.#buffer.subarray(0, this.#end));
+    const copy = Buffer.allocUnsafe(this.#end);
+    this.#buffer.copy(copy, 0, 0, this.#end);
+    return copy;
   }
 
   number(tag: number, value: number): void {
@@ -81,23 +109,30 @@ class EntryWriter {
   }
 
   text(tag: number, text: string): void {
-    if (text !== "" && !this.#shortText(tag, text)) this.#delimited(tag, (at) => this.#buffer.write(text, at));
+    if (text === "") return;
+    const end = putShortText(this.#buffer, this.#end, tag, text);
+    if (end === notShort) this.#delimited(tag, (at) => this.#buffer.write(text, at));
+    else this.#end = end;
   }
 
-  /** Nearly all texts are short and ASCII: a call into the runtime for each takes twice as long. False: this one is not. */
-  #shortText(tag: number, text: string): boolean {
-    const { length } = text;
-    if (length >= 128) return false;
-    let at = this.#end;
-    this.#buffer[at++] = tag;
-    this.#buffer[at++] = length;
-    for (let i = 0; i < length; i += 1) {
-      const code = text.charCodeAt(i);
-      if (code >= 128) return false;
-      this.#buffer[at++] = code;
+  /** A message of two texts. */
+  pair(tag: number, first: string, second: string): void {
+    const length = 4 + first.length + second.length;
+    if (first !== "" && second !== "" && length < 128) {
+      const start = this.#end;
+      this.#buffer[start] = tag;
+      this.#buffer[start + 1] = length;
+      const middle = putShortText(this.#buffer, start + 2, firstText, first);
+      const end = middle === notShort ? notShort : putShortText(this.#buffer, middle, secondText, second);
+      if (end !== notShort) {
+        this.#end = end;
+        return;
+      }
     }
-    this.#end = at;
-    return true;
+    this.message(tag, () => {
+      this.text(firstText, first);
+      this.text(secondText, second);
+    });
   }
 
   data(tag: number, bytes: Uint8Array): void {
@@ -148,11 +183,7 @@ const encodeEntry = (record: LogRecord, seconds: number, nanos: number): Uint8Ar
   writer.number(0x20, record.offset);
   writer.number(0x28, record.timestampMs);
   writer.text(0x32, record.key);
-  for (const [name, value] of record.headers)
-    writer.message(0x3a, () => {
-      writer.text(0x0a, name);
-      writer.text(0x12, value);
-    });
+  for (const header of record.headers) writer.pair(0x3a, header[0], header[1]);
   writer.data(0x42, record.value);
   writer.message(0x4a, () => {
     writer.number(0x08, seconds);
@@ -167,11 +198,13 @@ const isCount = (value: number) => Number.isSafeInteger(value) && value >= 0;
 export const encodeLeaf = (record: LogRecord, sealedAtMs: number): { leaf: Uint8Array; sealed: SealedRecord } => {
   const seconds = Math.floor(sealedAtMs / 1_000);
   const nanos = (sealedAtMs % 1_000) * 1_000_000;
-  const { topic, partition, offset, timestampMs } = record;
+  const { topic, partition, offset, timestampMs, key, headers, value } = record;
   // Kafka says -1 for "no time": rare enough for the long way.
-  if ([partition, offset, timestampMs, seconds, nanos].every(isCount) && !isSurelyOversize(record)) {
+  const counts = isCount(partition) && isCount(offset) && isCount(timestampMs) && isCount(seconds) && isCount(nanos);
+  if (counts && !isSurelyOversize(record)) {
     const leaf = encodeEntry(record, seconds, nanos);
-    if (leaf.length <= MAX_ENTRY_BYTES) return { leaf, sealed: { ...record, oversize: false, sealedAtMs } };
+    const sealed = { topic, partition, offset, timestampMs, key, headers, value, oversize: false, sealedAtMs };
+    if (leaf.length <= MAX_ENTRY_BYTES) return { leaf, sealed };
   }
   const place: MessageInitShape<typeof LedgerEntrySchema> = {
     format: entryFormat,

@@ -81,13 +81,21 @@ const byPlace = (a: NextOffset, b: NextOffset) =>
 
 /** Positions after `records`. Throws LedgerBroken for a record that lies below: it is sealed already. */
 const advance = (before: readonly NextOffset[], records: readonly LogRecord[]): NextOffset[] => {
-  const after = new Map(before.map((p) => [`${p.topic}/${p.partition}`, p]));
+  const after = new Map<string, Map<number, NextOffset>>();
+  const at = (topic: string, partition: number): NextOffset => {
+    const known = after.get(topic)?.get(partition);
+    if (known) return known;
+    const place = { topic, partition, next: 0 };
+    after.set(topic, (after.get(topic) ?? new Map()).set(partition, place));
+    return place;
+  };
+  for (const { topic, partition, next } of before) at(topic, partition).next = next;
   for (const { topic, partition, offset } of records) {
-    const place = `${topic}/${partition}`;
-    if (offset < (after.get(place)?.next ?? 0)) throw new LedgerBroken(`${place}@${offset} would be sealed twice`);
-    after.set(place, { topic, partition, next: offset + 1 });
+    const place = at(topic, partition);
+    if (offset < place.next) throw new LedgerBroken(`${topic}/${partition}@${offset} would be sealed twice`);
+    place.next = offset + 1;
   }
-  return [...after.values()].sort(byPlace);
+  return [...after.values()].flatMap((places) => [...places.values()]).sort(byPlace);
 };
 
 /** The tree with `leaves`; the old frontier stays as it is. */
