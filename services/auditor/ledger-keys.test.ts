@@ -21,6 +21,7 @@ import { type NoteSigner, noteSigner, parseVerifierKey, verifierKeyText } from "
 import { parsePolicy } from "@curfew/ledger/policy.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
+import { faultyStore } from "@curfew/simulation/faulty-store.ts";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import {
   type Batch,
@@ -52,6 +53,7 @@ import {
   tokenEvent,
   tokenId,
   untilSealed,
+  use,
 } from "./testing/rig.ts";
 
 let dir = "";
@@ -113,6 +115,14 @@ const rotation = (of: Replica, stated: Stated = {}, topic: string = topicNames.e
   });
   return read(topic, eventRecord(event, { subject: rotationStream(origin), source: "/auditor", sequence: 1 }));
 };
+
+/** A record as it was given to a producer. */
+const sendable = ({ key, headers, value }: LogRecord): OutRecord => ({
+  partition: 0,
+  key,
+  value,
+  headers: Object.fromEntries(headers.filter(([h]) => h.startsWith("ce_"))),
+});
 
 /** As the sealer goes on: staged, then derived. */
 const grow = (seal: LedgerSeal, before: LedgerHead, ...records: readonly LogRecord[]): Batch => {
@@ -288,14 +298,7 @@ describe("the auditor", () => {
     await send(2);
     const [record, ...more] = world.bus.records(topicNames.evidence);
     expect(more).toEqual([]);
-    const { key, headers, value } = record as LogRecord;
-    const again = {
-      partition: 0,
-      key,
-      value,
-      headers: Object.fromEntries(headers.filter(([h]) => h.startsWith("ce_"))),
-    };
-    await sendOn(world.bus, topicNames.evidence, "auditor/again", [again]);
+    await sendOn(world.bus, topicNames.evidence, "auditor/again", [sendable(record as LogRecord)]);
     await send(3);
     await untilSealed(world);
     // A bundle of what was sealed before is checked by the new key alone.
@@ -336,5 +339,32 @@ describe("the auditor", () => {
       replayed.batches.map(({ doc: { size: leaves, checkpoint } }) => isSignedBy(one, checkpoint)[1] === leaves > 1),
     ).not.toContain(false);
     expect(one.keys.all("now")).toHaveLength(2);
+  });
+
+  it("signs by the new key what it makes while the batch with the rotation is being staged", async () => {
+    const world = await openWorld();
+    const one = replica();
+    one.keys.all();
+    one.keyring.rotateSigningKey(origin);
+    const signing = vi.spyOn(Object.getPrototypeOf(one.seal) as LedgerSeal, "sign");
+    let held = false;
+    const store = faultyStore(world.store, async ({ collection, method }) => {
+      if (held || collection !== "batches" || method !== "insert") return undefined;
+      held = true;
+      await vi.waitFor(() => expect(signing.mock.calls.map(([size]) => size)).toEqual([1_000, 2_000]), bound);
+      expect(one.keys.all("now")[1]?.after).toBeUndefined();
+      return undefined;
+    });
+    const records = [sendable(rotation(one)), ...Array.from({ length: 2_000 }, (_, i) => use(i))];
+    for (const from of [0, 1_000, 2_000])
+      await sendOn(world.bus, topicNames.evidence, `auditor/from${from}`, records.slice(from, from + 1_000));
+    const auditor = await startAuditor(world, store, world.bus, one.seal);
+    await untilSealed(world);
+    await auditor.close();
+    signing.mockRestore();
+    expect(one.keys.all("now")[1]?.after).toBe(0);
+    const { batches } = await replayAll(world.store, replica().seal);
+    expect(batches.map(({ doc }) => doc.size)).toEqual([1_000, 2_000, 2_001]);
+    expect(batches.map(({ doc }) => isSignedBy(one, doc.checkpoint))).toEqual(Array(3).fill([true, true]));
   });
 });

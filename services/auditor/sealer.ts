@@ -1,3 +1,4 @@
+import { setImmediate } from "node:timers/promises";
 import type { Bus, InRecord } from "@curfew/event-log/bus.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import type { Tenure } from "@curfew/event-log/lease.ts";
@@ -5,7 +6,15 @@ import { aboutLeafBytes } from "@curfew/ledger/leaf.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import type { TopicWatch } from "./checks/topic-watch.ts";
-import { LedgerBroken, type LedgerHead, makeBatch, maxBatchBytes, maxBatchRecords, nextOffset } from "./domain.ts";
+import {
+  type Batch,
+  LedgerBroken,
+  type LedgerHead,
+  makeBatch,
+  maxBatchBytes,
+  maxBatchRecords,
+  nextOffset,
+} from "./domain.ts";
 import { Interrupted, type Ledger } from "./ledger.ts";
 
 /**
@@ -22,9 +31,12 @@ const maxWaitingBytes = 4 * maxBatchBytes;
 /** Records between the subscription and the next batch. */
 const openIntake = (head: LedgerHead) => {
   let waiting: InRecord[] = [];
+  /** Of the leaf of each of these, about. */
+  let sizes: number[] = [];
   let bytes = 0;
   let closed = false;
-  const next = new Map<string, number>();
+  /** By topic, and by partition. */
+  const next = new Map<string, Map<number, number>>();
   let changed = Promise.withResolvers<void>();
   const tell = () => {
     changed.resolve();
@@ -35,11 +47,15 @@ const openIntake = (head: LedgerHead) => {
     /** Takes records in; what is sealed or waiting already is dropped, and nothing else. Resolves when there is room for more. */
     async accept(records: readonly InRecord[]): Promise<void> {
       for (const record of records) {
-        const place = `${record.topic}/${record.partition}`;
-        if (record.offset < (next.get(place) ?? nextOffset(head.positions, record.topic, record.partition))) continue;
-        next.set(place, record.offset + 1);
+        const { topic, partition, offset } = record;
+        const offsets = next.get(topic) ?? new Map<number, number>();
+        if (offsets.size === 0) next.set(topic, offsets);
+        if (offset < (offsets.get(partition) ?? nextOffset(head.positions, topic, partition))) continue;
+        offsets.set(partition, offset + 1);
+        const size = aboutLeafBytes(record);
         waiting.push(record);
-        bytes += aboutLeafBytes(record);
+        sizes.push(size);
+        bytes += size;
       }
       tell();
       while (isFull() && !closed) await changed.promise;
@@ -56,14 +72,14 @@ const openIntake = (head: LedgerHead) => {
     take(): InRecord[] {
       let count = 0;
       let taken = 0;
-      for (const record of waiting) {
-        const size = aboutLeafBytes(record);
+      for (const size of sizes) {
         if (count >= maxBatchRecords || (count > 0 && taken + size > maxBatchBytes)) break;
         count += 1;
         taken += size;
       }
       const records = waiting.slice(0, count);
       waiting = waiting.slice(count);
+      sizes = sizes.slice(count);
       bytes -= taken;
       tell();
       return records;
@@ -105,16 +121,36 @@ export const sealUntil = async (
 ): Promise<void> => {
   const { ledger, bus, topics, clock, log } = parts;
 
-  /** Until told to stop, or another sequencer was first. */
+  /** The batch after `batch`, made while that is being staged: where it would be full, since else more may yet come with it. */
+  const makeNext = async (before: LedgerHead, batch: Batch, intake: Intake): Promise<Batch | undefined> => {
+    await setImmediate(); // the write goes out first
+    if (!intake.enough) return undefined;
+    const seal = ledger.seal.turned(before.size, batch.records);
+    return makeBatch(batch.head, intake.take(), clock.now(), seal);
+  };
+
+  /**
+   * Until told to stop, or another sequencer was first. While full batches are waiting, three are under way: the rows of one are derived,
+   * one is staged, one is made. So a tree may be signed whose batch is never staged; it is dropped here. Only what is staged is ever
+   * stored, and only what has its rows is published.
+   */
   const sealAfter = async (start: LedgerHead, intake: Intake, stopped: AbortSignal): Promise<void> => {
     let head = start;
-    while (await gather(intake, clock, stopped)) {
-      const batch = makeBatch(head, intake.take(), clock.now(), ledger.seal);
-      if ((await ledger.stage(batch, stopped)) === "other") {
+    let next: Batch | undefined;
+    let deriving = Promise.resolve();
+    while (next || (await gather(intake, clock, stopped))) {
+      const batch = next ?? makeBatch(head, intake.take(), clock.now(), ledger.seal);
+      const staging = ledger.stage(batch, stopped);
+      const making = makeNext(head, batch, intake);
+      await Promise.allSettled([deriving, staging, making]);
+      await deriving;
+      if ((await staging) === "other") {
         log.warn({ batch: batch.number }, "another sequencer was first; starting again from its batch");
         return;
       }
-      await ledger.derive(head, batch, stopped);
+      next = await making;
+      deriving = ledger.derive(head, batch, stopped);
+      if (!next) await deriving;
       head = batch.head;
     }
   };
