@@ -273,6 +273,28 @@ describe("verify-token and revoke", () => {
   });
 });
 
+describe("subject", () => {
+  it("what is no pseudonym is told how one looks, and is not repeated: it may be who somebody is", async () => {
+    const hold = ["--ground", "legal-claims", "--reference", "claim/7"];
+    const dana = ["--as", "person/dana"];
+    const of = (given: string) => [
+      ["subject", "status", given, ...dana],
+      ["subject", "erase", given, ...dana],
+      ["subject", "hold", given, ...hold, ...dana],
+      ["subject", "release", given, "--hold", "h1", ...dana],
+      ["subject", "export", given, "-o", at("somebody"), ...dana],
+    ];
+    const wrong = ["ada@acme.example", "psn_", `psn_${"A".repeat(32)}`, `psn_${"0".repeat(33)}`];
+    for (const args of [...of(wrong[0] as string), ...wrong.slice(1).map((given) => of(given)[0] as string[])])
+      expect(await curfew(...args)).toEqual({
+        code: 2,
+        out: "",
+        err: "curfew: PSEUDONYM is psn_ and 32 hexadecimal digits (0-9, a-f), as events have it; for an identifier: --identity CONTROLLER/TYPE\n",
+      });
+    expect(await curfew("subject", "status", `psn_${"0".repeat(32)}`, ...dana)).toMatchObject({ code: 0 });
+  });
+});
+
 describe("scan", () => {
   const git = (folder: string, ...args: string[]) =>
     execFileSync("git", ["-c", "user.name=T", "-c", "user.email=t@t.example", ...args], { cwd: folder });

@@ -63,6 +63,7 @@ const pseudonymArgument = {
   kind: "tuple",
   parameters: [{ parse: String, brief: "pseudonym, as in events", placeholder: "PSEUDONYM", optional: true }],
 } as const;
+const pseudonymForm = /^psn_[0-9a-f]{32}$/;
 
 const accessGrounds = {
   incident: AccessGround.INCIDENT,
@@ -92,6 +93,12 @@ const subjectOf = async (
 ): Promise<MessageInitShape<typeof SubjectSchema>> => {
   if ((pseudonym === undefined) === (identity === undefined))
     throw new CommandFailed(exitCode.usage, "say who: either PSEUDONYM or --identity CONTROLLER/TYPE");
+  // What was given is not repeated: it may be the identifier itself.
+  if (pseudonym !== undefined && !pseudonymForm.test(pseudonym))
+    throw new CommandFailed(
+      exitCode.usage,
+      "PSEUDONYM is psn_ and 32 hexadecimal digits (0-9, a-f), as events have it; for an identifier: --identity CONTROLLER/TYPE",
+    );
   if (pseudonym !== undefined) return { who: { case: "pseudonym", value: pseudonym } };
   const [controller = "", identifierType = ""] = identity ?? [];
   if (valueFile === "-" && process.stdin.isTTY) say("The identifier, then Ctrl-D:");
