@@ -110,7 +110,7 @@ const gather = async (intake: Intake, clock: Clock, signal: AbortSignal): Promis
 export const sealUntil = async (
   parts: {
     readonly ledger: Ledger;
-    readonly bus: Bus;
+    readonly bus: Pick<Bus, "subscribe">;
     readonly topics: Pick<TopicWatch, "sound" | "lost">;
     /** Size of the published checkpoint; absent: none is published. */
     readonly published?: () => Promise<number>;

@@ -1,57 +1,31 @@
 import { hash } from "node:crypto";
-import { closeSync, fsyncSync, mkdirSync, mkdtempSync, openSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import {
-  type Batch,
-  type BatchDoc,
-  emptyHead,
-  type LedgerHead,
-  makeBatch,
-  maxBatchRecords,
-} from "@curfew/auditor/domain.ts";
-import { origin, seal, use, verifierKey } from "@curfew/auditor/testing/rig.ts";
+import { type Batch, emptyHead, type LedgerHead, makeBatch, maxBatchRecords } from "@curfew/auditor/domain.ts";
+import { origin, seal, verifierKey } from "@curfew/auditor/testing/rig.ts";
 import { openCompleteness } from "@curfew/cli/log-completeness.ts";
 import { openLogDirectory } from "@curfew/cli/read-log.ts";
-import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
-import { openChain } from "@curfew/event-log/chain.ts";
-import { topicNames } from "@curfew/event-log/event-types.ts";
 import { HASH_BYTES } from "@curfew/ledger/hash.ts";
-import type { LogRecord } from "@curfew/ledger/leaf.ts";
 import { parsePolicy } from "@curfew/ledger/policy.ts";
 import { TILE_WIDTH } from "@curfew/ledger/tile.ts";
 import { emptyEdge, growTiles, type RightEdge } from "@curfew/ledger/tile-writer.ts";
 import { Frontier, frontierNodes } from "@curfew/ledger/tree.ts";
 import { readCheckpoint, verifyLog } from "@curfew/ledger/verify-log.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
+import { durable } from "./durable-ledger.ts";
 import { type Figure, median, micros, ofRounds, perSecond, ratio } from "./figures.ts";
+import { collectGarbage } from "./machine.ts";
 import { mergeDelays } from "./merge-delay.ts";
+import { openRecords, sealedAtMs } from "./sealing-records.ts";
 
 /**
- * The ledger against bare SHA-256 of the same bytes (each leaf, and a node for each), by the CPU time of the one thread that works, and
- * against bare appends of them. Records are real uses on three partitions, linked by their producer.
+ * The ledger against bare SHA-256 of the same bytes (each leaf, and a node for each), by the CPU time of the one thread that works.
  */
-
-const sealedAtMs = 1_795_000_000_000;
-
-/** Records as they come off the bus, for ever. */
-const openRecords = () => {
-  const chain = openChain(topicNames.uses, "verifier/bench/1");
-  const offsets = [0, 0, 0];
-  let n = 0;
-  return (count: number): LogRecord[] =>
-    Array.from({ length: count }, () => {
-      const { partition, key, headers, value } = chain.link(use(n, n % 3));
-      n += 1;
-      const offset = offsets[partition] as number;
-      offsets[partition] = offset + 1;
-      const place = { topic: topicNames.uses, partition, offset, timestampMs: sealedAtMs };
-      return { ...place, key, headers: Object.entries(headers), value };
-    });
-};
 
 /** µs of CPU that `work` takes of this thread. */
 const cpuMicros = (work: () => void): number => {
+  collectGarbage();
   const before = process.threadCpuUsage();
   work();
   const { user, system } = process.threadCpuUsage(before);
@@ -99,40 +73,6 @@ const sealing = (rounds: number): Figure[] => {
       target: { least: 50_000 },
     }),
   ];
-};
-
-const durable = async (rounds: number): Promise<Figure> => {
-  const dir = mkdtempSync(join(tmpdir(), "curfew-bench-"));
-  const store = await openSqliteStore({ file: join(dir, "auditor.db") });
-  const file = openSync(join(dir, "raw"), "w");
-  try {
-    const batches = await store.collection<BatchDoc>("batches");
-    const records = openRecords();
-    const ratios: number[] = [];
-    let head = emptyHead;
-    for (let round = -1; round < rounds; round += 1) {
-      let [ours, raw] = [0, 0];
-      for (let i = 0; i < 20; i += 1) {
-        const group = records(maxBatchRecords);
-        let started = performance.now();
-        const { doc, head: next } = makeBatch(head, group, sealedAtMs, seal);
-        await batches.insert(doc);
-        ours += performance.now() - started;
-        head = next;
-        started = performance.now();
-        writeSync(file, Buffer.concat(doc.leaves));
-        fsyncSync(file);
-        raw += performance.now() - started;
-      }
-      if (round >= 0) ratios.push(raw / ours);
-    }
-    const what = `sealed and durable, ${maxBatchRecords} at once / append and fsync of the same bytes`;
-    return ofRounds(ratios, { what, show: ratio, target: { least: 0.2 } });
-  } finally {
-    closeSync(file);
-    await store.close();
-    rmSync(dir, { recursive: true });
-  }
 };
 
 /** A ledger of that size, of hashes that mean nothing: what it takes to grow does not depend on them. */
@@ -240,7 +180,7 @@ export const ledger = async ({
   const rounds = quick ? 3 : 9;
   return [
     ...sealing(rounds),
-    await durable(rounds),
+    await durable(rounds + 2),
     ...growth(rounds),
     await verification(quick ? 100_000 : 1_000_000, 3),
     ...(await mergeDelays(quick ? 5 : 20, live)),

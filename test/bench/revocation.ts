@@ -1,6 +1,4 @@
 import { randomUUID } from "node:crypto";
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import type { Denied } from "@curfew/client/denied.ts";
 import { type LocalVerifier, openLocalVerifier } from "@curfew/client/local-verifier.ts";
 import { RevocationReason } from "@curfew/contracts/gen/curfew/events/v1/revocations_pb.ts";
@@ -10,7 +8,7 @@ import { systemClock } from "@curfew/runtime/clock.ts";
 import { type Child, openChild } from "./child.ts";
 import { exponent, type Figure, millis, quantile } from "./figures.ts";
 import { openLiveTokens } from "./live-tokens.ts";
-import { watchOthers } from "./machine.ts";
+import { collectGarbage, watchOthers } from "./machine.ts";
 import { access } from "./use.ts";
 
 /**
@@ -95,9 +93,6 @@ const effective = async (revocation: ServiceClient<typeof RevocationService>, to
   do await systemClock.sleep(effectiveEveryMs);
   while (!(await revocation.getRevocation({ tokenId })).effectiveAt);
 };
-
-setFlagsFromString("--expose-gc");
-const collectGarbage = runInNewContext("gc") as () => void;
 
 /** For what waited meanwhile. */
 const collectedMs = 50;
