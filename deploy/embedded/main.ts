@@ -3,7 +3,9 @@ import { resolve } from "node:path";
 import { parsePaging } from "@curfew/breach-notifier/paging.ts";
 import { StoreBehind } from "@curfew/event-log/own-topic.ts";
 import { KeyringError } from "@curfew/keyring/key-files.ts";
+import { yearOf } from "@curfew/ledger/shard.ts";
 import { AddressUnavailable } from "@curfew/rpc/server.ts";
+import { systemClock } from "@curfew/runtime/clock.ts";
 import { ConfigError } from "@curfew/runtime/config.ts";
 import { DirectoryInUse, NotPrivate } from "@curfew/runtime/exclusive.ts";
 import { openLog } from "@curfew/runtime/log.ts";
@@ -41,12 +43,13 @@ const readSettings = () => {
 
 const greet = (suite: Suite, dataDir: string, configFile: string, pagedTargets: number) => {
   const { services, ca, identities, ledger } = suite.endpoints;
+  const year = yearOf(systemClock.now());
   const data = dataDir === resolve(".curfew") ? "" : ` --data ${dataDir}`;
   const lines = [
     "",
     "Curfew is running, every service in this one process:",
     ...Object.entries(services).map(([name, address]) => `  ${name.padEnd(16)} ${address}   gRPC, mutual TLS`),
-    `  ${"ledger".padEnd(16)} ${ledger}   HTTP, read-only: a tlog-tiles log (also in ${dataDir}/ledger)`,
+    `  ${"ledger".padEnd(16)} ${ledger}   HTTP, read-only: a tlog-tiles log for each year, like ${ledger}${year}/ (also in ${dataDir}/ledger)`,
     "",
     `Configuration   ${configFile}`,
     `Certificates    ${ca} (authority)`,

@@ -37,6 +37,8 @@ export interface Manifest {
   readonly range: { readonly first: number; readonly end: number };
   /** Of the tree that the checkpoint is of. */
   readonly size: number;
+  /** Entries of the ledger in the shards before this tree, which its leaves follow; absent: it is the first. */
+  readonly before?: number;
   readonly entries: number;
   /** Every file but this one and its note, in order. */
   readonly files: readonly ManifestFile[];
@@ -69,9 +71,10 @@ const isManifest = (value: unknown): value is Manifest => {
     !isText(value.trustDomain)
   )
     return false;
-  const { selection, range, size, entries, files } = value;
+  const { selection, range, size, before, entries, files } = value;
   if (!isObject(selection) || !isObject(range) || !isCount(size) || !isCount(entries) || !Array.isArray(files))
     return false;
+  if (before !== undefined && !(isCount(before) && before > 0)) return false;
   const { token, case: caseId, from, to } = selection;
   if (![token, caseId, from, to].every(isText) || !files.every(isFile)) return false;
   return isCount(range.first) && isCount(range.end) && range.first <= range.end && range.end <= size;

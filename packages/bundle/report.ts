@@ -121,8 +121,11 @@ const takesWhole = (selection: Selection, stream: string): boolean =>
     stream.split("/").includes(selection.token) &&
     !(selection.case !== "" && stream.startsWith("case/")));
 
-export const openReport = ({ selection, range }: Pick<Manifest, "selection" | "range">, trust: ProducerTrust) => {
-  const isFromStart = range.first === 0;
+export const openReport = (
+  { selection, range, before }: Pick<Manifest, "selection" | "range" | "before">,
+  trust: ProducerTrust,
+) => {
+  const isFromStart = range.first === 0 && before === undefined;
   const missing: string[] = [];
   const miss = (what: string) => void (missing.length < maxMissing && missing.push(what));
   const follower = !isWholeRange(selection) ? nobody : isFromStart ? fromTheFirst(trust, miss) : fromTheMiddle(miss);

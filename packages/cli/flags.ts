@@ -60,3 +60,18 @@ export const parseLimit = (text: string): number => {
   if (limit < 1) throw new Error("at least 1 is needed");
   return limit;
 };
+
+export interface ShardFlags {
+  /** 0: the newest, or the one that is meant. */
+  readonly shard: number;
+}
+
+export const shardFlag = {
+  shard: {
+    kind: "parsed",
+    parse: parseCount,
+    brief: "year of the ledger's tree; 0: the newest, or the only one that has what is asked for",
+    default: "0",
+    placeholder: "YEAR",
+  },
+} as const;

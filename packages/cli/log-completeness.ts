@@ -83,6 +83,7 @@ export const openCompleteness = (trust: ProducerTrust | undefined) => {
   let last: SealedRecord | undefined;
   let [ours, others, firstOther] = [0, 0, -1];
   let tooMany: string | undefined;
+  let earlier: string | undefined;
   const read = (leaf: Uint8Array, at: number): SealedRecord | undefined => {
     try {
       return decodeLeafLike(leaf, last);
@@ -106,8 +107,16 @@ export const openCompleteness = (trust: ProducerTrust | undefined) => {
         tooMany = error.message;
       }
     },
+    /** Its producer chains begin elsewhere: nothing can be said of them here. */
+    beginsAfter(what: string): void {
+      earlier = what;
+    },
     verdict(): Completeness {
       const none = { notProved: [], gaps: [] };
+      if (earlier !== undefined) {
+        const why = `its producer chains go on from ${earlier}: verify the ledger as a whole, the folder above`;
+        return { verdict: "not applicable", why, ...none };
+      }
       if (ours === 0 && others > 0)
         return { verdict: "not applicable", why: "its entries are no records of Curfew", ...none };
       if (tooMany !== undefined) return { verdict: "broken", why: tooMany, ...none };

@@ -1,12 +1,16 @@
-import { closeSync, constants, fstatSync, openSync, readSync, read as readWithCallback } from "node:fs";
+import { closeSync, constants, existsSync, fstatSync, openSync, readSync, read as readWithCallback } from "node:fs";
 import { realpath } from "node:fs/promises";
 import http from "node:http";
 import https from "node:https";
 import { dirname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { promisify } from "node:util";
+import { CHECKPOINT_PATH } from "@curfew/ledger/directory.ts";
+import { MAX_NOTE_BYTES } from "@curfew/ledger/note.ts";
 import { NoteError } from "@curfew/ledger/note-error.ts";
+import { shardYears } from "@curfew/ledger/shard.ts";
 import type { ReadLogFile } from "@curfew/ledger/verify-log.ts";
+import { systemClock } from "@curfew/runtime/clock.ts";
 import { CommandFailed, exitCode } from "./exit.ts";
 
 /** The files of a log that somebody else keeps: every size and time is limited, and what is no plain answer is an error. */
@@ -185,4 +189,41 @@ export const openLogUrl = (text: string, limits: HttpLimits = httpLimits): LogSo
       }
     },
   };
+};
+
+/** A log, and below which folder it is of what was asked for. */
+export interface LogShard {
+  readonly folder: string;
+  readonly source: LogSource;
+}
+
+const isUrl = (target: string) => /^https?:/i.test(target);
+
+const openLog = async (target: string, folder: string): Promise<LogSource> =>
+  isUrl(target) ? openLogUrl(`${target.replace(/\/$/, "")}/${folder}`) : await openLogDirectory(join(target, folder));
+
+const hasCheckpoint = async ({ read }: LogSource): Promise<boolean> => {
+  try {
+    return (await read(CHECKPOINT_PATH, MAX_NOTE_BYTES)) !== undefined;
+  } catch (error) {
+    if (error instanceof NoteError) return true; // for whoever verifies it to say
+    throw error;
+  }
+};
+
+/** The log at a directory or URL, or, where it is a ledger of Curfew, those of all its years, in order. */
+export const openShards = async (target: string): Promise<LogShard[]> => {
+  const own = { folder: "", source: await openLog(target, "") };
+  if (await hasCheckpoint(own.source)) return [own];
+  const shards: LogShard[] = [];
+  for (const year of shardYears(systemClock.now())) {
+    const folder = `${year}/`;
+    if (!isUrl(target) && !existsSync(join(target, folder))) continue;
+    const source = await openLog(target, folder);
+    if (await hasCheckpoint(source)) shards.push({ folder, source });
+    else source.close();
+  }
+  if (shards.length === 0) return [own];
+  own.source.close();
+  return shards;
 };

@@ -36,9 +36,10 @@ const rangeProved = ({ manifest: { range }, report: { chains } }: IntactBundle):
 };
 
 const completenessOf = (bundle: IntactBundle, isTrusted: boolean): Completeness => {
-  const { range, selection } = bundle.manifest;
+  const { range, selection, before } = bundle.manifest;
   const { chains, streams, missing } = bundle.report;
   const whole = isWholeRange(selection);
+  const isFromStart = range.first === 0 && before === undefined;
   const open = chains.filter(({ closed, last }) => closed === undefined || last !== closed);
   const proved = [
     ...(whole ? rangeProved(bundle) : []),
@@ -55,10 +56,13 @@ const completenessOf = (bundle: IntactBundle, isTrusted: boolean): Completeness 
       : [
           `that producers sent nothing after their last record here${whole ? `: ${open.length} chains were not closed` : ""}`,
         ]),
-    ...(whole && range.first === 0 && !isTrusted
+    ...(whole && isFromStart && !isTrusted
       ? ["that authority.pem is the installation's: the signer's word; --ca FILE, from somebody you trust, tells"]
       : []),
-    ...(whole && range.first > 0 ? ["the signatures of producers: their certificates may lie before the range"] : []),
+    ...(whole && !isFromStart ? ["the signatures of producers: their certificates may lie before the range"] : []),
+    ...(before === undefined
+      ? []
+      : [`what was sealed of it among the ${before} entries of the years before: those are in trees of their own`]),
     ...(selection.from || selection.to
       ? ["that nothing else was sealed in that time: leaves are dated by the auditor's clock"]
       : []),

@@ -1,11 +1,16 @@
 import type { ProducerTrust } from "@curfew/event-log/producer-key.ts";
 import type { OpenedCheckpoint } from "@curfew/ledger/checkpoint.ts";
+import { CHECKPOINT_PATH } from "@curfew/ledger/directory.ts";
+import { decodeLeaf, NoLeaf, type ShardOpening } from "@curfew/ledger/leaf.ts";
+import { parseNote } from "@curfew/ledger/note.ts";
+import { NoteError } from "@curfew/ledger/note-error.ts";
 import type { Policy } from "@curfew/ledger/policy.ts";
+import { tilePath } from "@curfew/ledger/tile.ts";
 import { LogBroken, NotALog, readCheckpoint, verifyLog } from "@curfew/ledger/verify-log.ts";
 import { CommandFailed, exitCode } from "./exit.ts";
 import { type Completeness, openCompleteness, readProducerTrust } from "./log-completeness.ts";
 import { type Format, openBar, printOne, say } from "./output.ts";
-import type { LogSource } from "./read-log.ts";
+import type { LogShard } from "./read-log.ts";
 import { isRemembered, readRemembered, remember } from "./remembered.ts";
 
 export interface VerifyFlags {
@@ -20,6 +25,7 @@ export interface VerifyFlags {
 
 type Integrity = { readonly holds: boolean; readonly file?: string; readonly why: string };
 type Log = Awaited<ReturnType<typeof readCheckpoint>>;
+type Shard = LogShard & { readonly log: Log };
 
 const broken = (error: unknown): Integrity => {
   if (!(error instanceof LogBroken)) throw error;
@@ -31,51 +37,124 @@ const seenBefore = async (policy: Policy, { remember: kept, older = [] }: Verify
   return await Promise.all(files.map((file) => readRemembered(file, policy)));
 };
 
-const ofSameLog = (log: Log, seen: readonly OpenedCheckpoint[]) => {
-  for (const { origin } of seen)
-    if (origin !== log.opened.origin)
-      throw new CommandFailed(
-        exitCode.usage,
-        `the checkpoint seen before is of ${origin}, this log is ${log.opened.origin}`,
-      );
+/** Throws LogBroken where a year of the ledger is gone that was seen before, and CommandFailed where another log was. */
+const ofSameLog = (shards: readonly Shard[], seen: readonly OpenedCheckpoint[]) => {
+  const origins = shards.map(({ log }) => log.opened.origin);
+  const absent = seen.find(({ origin }) => !origins.includes(origin))?.origin;
+  if (absent === undefined) return;
+  const [, ledger, year] = /^(.+)\/(20\d{2})$/.exec(absent) ?? [];
+  if (shards.some(({ folder, log }) => `${ledger}/${folder}` === `${log.opened.origin}/`))
+    throw new LogBroken(`${year}/${CHECKPOINT_PATH}`, `rollback: ${absent} was seen before, and is not there`);
+  throw new CommandFailed(
+    exitCode.usage,
+    `the checkpoint seen before is of ${absent}, and this is ${origins.join(", ")}`,
+  );
 };
 
+/** What the first entry of a log says that it follows; undefined: nothing. */
+const openingIn = (entry: Uint8Array | undefined): ShardOpening | undefined => {
+  try {
+    return entry && decodeLeaf(entry).opening;
+  } catch (error) {
+    if (error instanceof NoLeaf) return undefined;
+    throw error;
+  }
+};
+
+const textIn = (checkpoint: string): string | undefined => {
+  try {
+    return parseNote(checkpoint).text;
+  } catch (error) {
+    if (error instanceof NoteError) return undefined;
+    throw error;
+  }
+};
+
+/** Verifies the shards of a ledger one after the other, and that each begins where the one before it ends. */
 const judge = async (
-  source: LogSource,
-  log: Log,
+  shards: readonly Shard[],
   seen: readonly OpenedCheckpoint[],
   trust: ProducerTrust | undefined,
-) => {
+): Promise<Completeness> => {
   const bar = openBar("entries");
   const completeness = openCompleteness(trust);
+  const all = shards.reduce((sum, { log }) => sum + log.opened.size, 0);
+  /** Entries in the shards before, and the one right before. */
+  let done = 0;
+  let before: Log | undefined;
+
+  const follows = ({ folder, log }: Shard, entry: Uint8Array | undefined): void => {
+    const opening = openingIn(entry);
+    if (!before && opening)
+      completeness.beginsAfter(`${opening.first} entries of the years before ${log.opened.origin}`);
+    if (!before || (opening?.first === done && textIn(opening.previousCheckpoint) === before.opened.text)) return;
+    const file = `${folder}${tilePath({ level: "entries", index: 0, width: Math.min(log.opened.size, 256) })}`;
+    throw new LogBroken(file, `its first entry does not name the checkpoint with which ${before.opened.origin} ends`);
+  };
+
   try {
-    await verifyLog({
-      read: source.read,
-      ahead: source.ahead,
-      release: source.release,
-      tree: log.opened,
-      remembered: seen,
-      progress: bar.show,
-      onEntries: (first, entries) => {
-        for (const [i, entry] of entries.entries()) completeness.add(entry, first + i);
-      },
-    });
+    for (const shard of shards) {
+      const { folder, source, log } = shard;
+      const { origin, size } = log.opened;
+      if (size === 0) follows(shard, undefined);
+      await inFolder(folder, () =>
+        verifyLog({
+          read: source.read,
+          ahead: source.ahead,
+          release: source.release,
+          tree: log.opened,
+          remembered: seen.filter((each) => each.origin === origin),
+          progress: (at) => bar.show(done + at, all),
+          onEntries: (first, entries) => {
+            if (first === 0) follows(shard, entries[0]);
+            for (const [i, entry] of entries.entries()) completeness.add(entry, done + first + i);
+          },
+        }),
+      );
+      done += size;
+      if (size > 0) before = log;
+    }
   } finally {
     bar.clear();
   }
   return completeness.verdict();
 };
 
+/** Names files as they were asked for. */
+const inFolder = async <T>(folder: string, work: () => Promise<T>): Promise<T> => {
+  try {
+    return await work();
+  } catch (error) {
+    if (!(error instanceof LogBroken) || error.file.startsWith(folder)) throw error;
+    throw new LogBroken(`${folder}${error.file}`, error.message);
+  }
+};
+
 const textOf = ({ holds, file, why }: Integrity) => (holds ? `holds: ${why}` : `BROKEN: ${file}: ${why}`);
 
-const print = (format: Format, log: Log | undefined, integrity: Integrity, completeness: Completeness | undefined) => {
-  const { origin, size, root } = log?.opened ?? {};
-  const tree = { origin, size, root: root && Buffer.from(root).toString("base64") };
-  const cosigned = log?.witnesses ?? [];
-  if (format === "json") return printOne("json", { kind: "log", ...tree, cosigned, integrity, completeness });
+const viewOf = ({ opened: { origin, size, root }, witnesses }: Log) => ({
+  origin,
+  size,
+  root: Buffer.from(root).toString("base64"),
+  cosigned: witnesses,
+});
+
+const rowOf = (log: Log) => {
+  const { origin, size, root, cosigned } = viewOf(log);
+  const by = cosigned.map(({ name }) => name);
+  return { log: origin, entries: String(size), root, ...(by.length > 0 && { cosigned: by }) };
+};
+
+const print = (format: Format, logs: readonly Log[], integrity: Integrity, completeness: Completeness | undefined) => {
+  const [log, ...others] = logs;
+  if (format === "json") {
+    const found =
+      others.length > 0 ? { kind: "ledger", logs: logs.map(viewOf) } : { kind: "log", ...(log && viewOf(log)) };
+    return printOne("json", { ...found, integrity, completeness });
+  }
+  for (const each of others.length > 0 ? logs : []) printOne("table", rowOf(each));
   printOne("table", {
-    ...(log && { log: origin, entries: String(size), root: tree.root }),
-    ...(cosigned.length > 0 && { cosigned: cosigned.map(({ name }) => name) }),
+    ...(log && others.length === 0 && rowOf(log)),
     integrity: textOf(integrity),
     ...(completeness && { completeness: `${completeness.verdict}: ${completeness.why}` }),
     ...(completeness && completeness.notProved.length > 0 && { "not proved": completeness.notProved.join("; ") }),
@@ -83,31 +162,40 @@ const print = (format: Format, log: Log | undefined, integrity: Integrity, compl
   for (const gap of completeness?.gaps ?? []) say(gap);
 };
 
-const opened = async (source: LogSource, policy: Policy): Promise<Log | Integrity> => {
+const opened = async ({ folder, source }: LogShard, policy: Policy): Promise<Log> => {
   try {
-    return await readCheckpoint(source.read, policy);
+    return await inFolder(folder, () => readCheckpoint(source.read, policy));
   } catch (error) {
-    if (error instanceof NotALog) throw new CommandFailed(exitCode.unavailable, `this is no log: ${error.message}`);
-    return broken(error);
+    if (error instanceof NotALog)
+      throw new CommandFailed(exitCode.unavailable, `this is no log: ${error.message}: ${folder}${CHECKPOINT_PATH}`);
+    throw error;
   }
 };
 
-/** Verifies a whole log, prints both verdicts, and throws CommandFailed with the exit code of what does not hold. */
-export const verifyLedger = async (source: LogSource, policy: Policy, flags: VerifyFlags): Promise<void> => {
+/** Verifies a whole log, or all shards of a ledger; prints both verdicts, and throws CommandFailed with the exit code of what does not hold. */
+export const verifyLedger = async (found: readonly LogShard[], policy: Policy, flags: VerifyFlags): Promise<void> => {
   const seen = await seenBefore(policy, flags);
   const trust = flags.ca === undefined ? undefined : await readProducerTrust(flags.ca);
-  const log = await opened(source, policy);
-  const fail = (integrity: Integrity) => {
-    print(flags.output, "opened" in log ? log : undefined, integrity, undefined);
+  const shards: Shard[] = [];
+  const logs = () => shards.map(({ log }) => log);
+  const fail = (error: unknown): never => {
+    const integrity = broken(error);
+    print(flags.output, logs(), integrity, undefined);
     throw new CommandFailed(exitCode.no, `integrity is broken: ${integrity.file}: ${integrity.why}`);
   };
-  if (!("opened" in log)) return fail(log);
-  ofSameLog(log, seen);
-  const completeness = await judge(source, log, seen, trust).catch((error: unknown) => fail(broken(error)));
+  for (const shard of found) shards.push({ ...shard, log: await opened(shard, policy).catch(fail) });
+  const judged = async () => {
+    ofSameLog(shards, seen);
+    return await judge(shards, seen, trust);
+  };
+  const completeness = await judged().catch(fail);
   const past =
     seen.length > 0 ? `; it contains ${seen.map(({ size }) => `the tree of ${size}`).join(", ")} seen before` : "";
-  const why = `all ${log.opened.size} entries and all hashes above them are those that were signed${past}`;
-  print(flags.output, log, { holds: true, why }, completeness);
-  if (flags.remember !== undefined) await remember(flags.remember, log.note);
+  const entries = logs().reduce((sum, { opened: { size } }) => sum + size, 0);
+  const each = shards.length > 1 ? `, and each of ${shards.length} logs follows the one before it` : "";
+  const why = `all ${entries} entries and all hashes above them are those that were signed${each}${past}`;
+  print(flags.output, logs(), { holds: true, why }, completeness);
+  const newest = logs().at(-1);
+  if (flags.remember !== undefined && newest) await remember(flags.remember, newest.note);
   if (completeness.verdict === "broken") throw new CommandFailed(exitCode.refused, `incomplete: ${completeness.why}`);
 };

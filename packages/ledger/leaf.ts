@@ -22,6 +22,16 @@ export interface SealedRecord extends LogRecord {
   /** Too large for a leaf: only its hash is sealed; key, headers and value are empty. */
   readonly oversize: boolean;
   readonly sealedAtMs: number;
+  /** Only on the first leaf of a shard that follows another. */
+  readonly opening?: ShardOpening;
+}
+
+/** What a shard of the ledger follows. */
+export interface ShardOpening {
+  /** The signed checkpoint with which the shard before it ended. */
+  readonly previousCheckpoint: string;
+  /** Entries in all shards before it. */
+  readonly first: number;
 }
 
 /** A leaf is no entry of ours. */
@@ -67,18 +77,16 @@ const firstText = 0x0a;
 const secondText = 0x12;
 const notShort = -1;
 
-/** From here on a call into the runtime takes less than a loop over the text. */
-const longerThanLoops = 12;
-
-/** Writes a text with its tag, where it is short and ASCII, as nearly all are; answers where it ends. `notShort`: this one is not. */
+/**
+ * Writes a text with its tag, where it is short and ASCII, as nearly all are: a call into the runtime for each takes twice as long. Answers
+ * where it ends; `notShort`: this one is not.
+ */
 const putShortText = (buffer: Buffer, start: number, tag: number, text: string): number => {
   const { length } = text;
   if (length >= 128) return notShort;
   buffer[start] = tag;
   buffer[start + 1] = length;
   let at = start + 2;
-  // Whatever is not ASCII takes more bytes than it has UTF-16 units.
-  if (length > longerThanLoops) return buffer.write(text, at) === length ? at + length : notShort;
   for (let i = 0; i < length; i += 1) {
     const code = text.charCodeAt(i);
     if (code >= 128) return notShort;
@@ -138,11 +146,11 @@ class EntryWriter {
   }
 
   data(tag: number, bytes: Uint8Array): void {
-    if (bytes.length === 0) return;
-    this.#buffer[this.#end++] = tag;
-    this.#varint(bytes.length);
-    this.#buffer.set(bytes, this.#end);
-    this.#end += bytes.length;
+    if (bytes.length > 0)
+      this.#delimited(tag, (at) => {
+        this.#buffer.set(bytes, at);
+        return bytes.length;
+      });
   }
 
   message(tag: number, write: () => void): void {
@@ -196,14 +204,18 @@ const encodeEntry = (record: LogRecord, seconds: number, nanos: number): Uint8Ar
 
 const isCount = (value: number) => Number.isSafeInteger(value) && value >= 0;
 
-/** Leaf bytes of a record, and the record as they have it. */
-export const encodeLeaf = (record: LogRecord, sealedAtMs: number): { leaf: Uint8Array; sealed: SealedRecord } => {
+/** Leaf bytes of a record, and the record as they have it. `opening`: the leaf is the first of a shard that follows another. */
+export const encodeLeaf = (
+  record: LogRecord,
+  sealedAtMs: number,
+  opening?: ShardOpening,
+): { leaf: Uint8Array; sealed: SealedRecord } => {
   const seconds = Math.floor(sealedAtMs / 1_000);
   const nanos = (sealedAtMs % 1_000) * 1_000_000;
   const { topic, partition, offset, timestampMs, key, headers, value } = record;
   // Kafka says -1 for "no time": rare enough for the long way.
   const counts = isCount(partition) && isCount(offset) && isCount(timestampMs) && isCount(seconds) && isCount(nanos);
-  if (counts && !isSurelyOversize(record)) {
+  if (!opening && counts && !isSurelyOversize(record)) {
     const leaf = encodeEntry(record, seconds, nanos);
     const sealed = { topic, partition, offset, timestampMs, key, headers, value, oversize: false, sealedAtMs };
     if (leaf.length <= MAX_ENTRY_BYTES) return { leaf, sealed };
@@ -215,16 +227,18 @@ export const encodeLeaf = (record: LogRecord, sealedAtMs: number): { leaf: Uint8
     offset: BigInt(offset),
     timestampMs: BigInt(timestampMs),
     sealedAt: { seconds: BigInt(seconds), nanos },
+    ...(opening && { opening: { previousCheckpoint: opening.previousCheckpoint, first: BigInt(opening.first) } }),
   };
+  const as = { sealedAtMs, ...(opening && { opening }) };
   if (!isSurelyOversize(record)) {
     const headers = record.headers.map(([name, value]) => ({ name, value }));
     const entry = create(LedgerEntrySchema, { ...place, key: record.key, headers, value: record.value });
     const leaf = toBinary(LedgerEntrySchema, entry);
-    if (leaf.length <= MAX_ENTRY_BYTES) return { leaf, sealed: { ...record, oversize: false, sealedAtMs } };
+    if (leaf.length <= MAX_ENTRY_BYTES) return { leaf, sealed: { ...record, oversize: false, ...as } };
   }
   const leaf = toBinary(LedgerEntrySchema, create(LedgerEntrySchema, { ...place, recordSha256: recordDigest(record) }));
   const stripped = { ...record, key: "", headers: [], value: new Uint8Array() };
-  return { leaf, sealed: { ...stripped, oversize: true, sealedAtMs } };
+  return { leaf, sealed: { ...stripped, oversize: true, ...as } };
 };
 
 /** Reads a leaf; throws NoLeaf for what is none. */
@@ -253,5 +267,8 @@ export const decodeAnyLeaf = (leaf: Uint8Array): SealedRecord => {
     value: entry.value,
     oversize: entry.recordSha256.length > 0,
     sealedAtMs: Number(entry.sealedAt.seconds) * 1_000 + entry.sealedAt.nanos / 1_000_000,
+    ...(entry.opening && {
+      opening: { previousCheckpoint: entry.opening.previousCheckpoint, first: Number(entry.opening.first) },
+    }),
   };
 };

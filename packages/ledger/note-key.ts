@@ -94,6 +94,10 @@ export const parseVerifierKey = (text: string): NoteVerifier => {
 const keyText = (name: string, type: number, publicKey: Buffer): string =>
   `${name}+${keyIdText(name, type, publicKey)}+${Buffer.concat([Buffer.of(type), publicKey]).toString("base64")}`;
 
+/** The text of a key under another name. */
+export const renamedKeyText = ({ type, publicKey }: Pick<NoteVerifier, "type" | "publicKey">, name: string): string =>
+  keyText(name, type, Buffer.from(publicKey));
+
 /** The verifier key text of an Ed25519 key (either half) that signs notes. */
 export const verifierKeyText = (name: string, key: KeyObject): string => keyText(name, ED25519, rawPublicKey(key));
 

@@ -44,8 +44,10 @@ export const openFollower = async (parts: {
   };
 
   const checked = (row: CheckpointRow): CheckpointRow => {
+    if (row.shard === undefined)
+      throw new LedgerBroken(`checkpoint ${row._id} is from before the ledger had shards: keep that store, begin anew`);
     try {
-      const { size, root } = seal.open(row.checkpoint);
+      const { size, root } = seal.open(row.shard, row.checkpoint);
       if (size === row.size && Buffer.compare(root, row.root) === 0) return row;
     } catch (error) {
       throw new LedgerBroken(`checkpoint ${row._id} is not signed by this ledger's key`, { cause: error });

@@ -1,7 +1,10 @@
-import { AuditorService, type ListEventsRequest } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
+import {
+  AuditorService,
+  type GetCheckpointRequest,
+  type ListEventsRequest,
+} from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
 import type { Position } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
-import { emptyRoot } from "@curfew/ledger/hash.ts";
 import { NoLeaf } from "@curfew/ledger/leaf.ts";
 import { past } from "@curfew/projection/progress.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
@@ -14,7 +17,7 @@ import { filterHash, readEvents } from "./event-view.ts";
 import { type ExportParts, openExports } from "./export/export.ts";
 import type { Follower } from "./follower.ts";
 import type { Ledger } from "./ledger.ts";
-import { answerConsistency, answerInclusion, getEvent, type ProofParts } from "./proofs.ts";
+import { answerConsistency, answerInclusion, getEvent, newestCheckpoint, type ProofParts } from "./proofs.ts";
 import { watchEvents } from "./watch-events.ts";
 
 const defaultPageSize = 50;
@@ -84,16 +87,11 @@ const listEvents = async ({ models, follower, health }: AuditorParts, request: L
   };
 };
 
-const getCheckpoint = ({ follower, ledger, health }: AuditorParts) => {
-  const latest = follower.latest();
-  const verifierKey = ledger.seal.verifierKeyAt(latest?.size ?? 0);
-  const common = { verifierKey, sealed: follower.positions(), lag: health.lag() };
-  if (latest) {
-    const { checkpoint, root, size } = latest;
-    return { checkpoint, size: BigInt(size), root, ...common };
-  }
-  const root = emptyRoot();
-  return { checkpoint: ledger.seal.sign(0, root), size: 0n, root, ...common };
+const getCheckpoint = async (parts: AuditorParts, request: GetCheckpointRequest) => {
+  const { follower, health } = parts;
+  const newest = await newestCheckpoint(parts, request);
+  const { verifierKey } = newest.shard;
+  return { ...newest, verifierKey, sealed: follower.positions(), lag: health.lag() };
 };
 
 export const auditorService = (parts: AuditorParts): BoundService => {
@@ -119,7 +117,7 @@ export const auditorService = (parts: AuditorParts): BoundService => {
   const handlers: Handlers<typeof AuditorService> = {
     listEvents: (request) => telling(listEvents(parts, request)),
     getEvent: (request) => telling(getEvent(parts, request).then((answer) => ({ ...answer, lag: health.lag() }))),
-    getCheckpoint: () => getCheckpoint(parts),
+    getCheckpoint: (request) => telling(getCheckpoint(parts, request)),
     proveInclusion: (request) => telling(answerInclusion(parts, request)),
     proveConsistency: (request) => telling(answerConsistency(parts, request)),
     watchEvents: (request, { signal }) => tellingAll(watchEvents(parts, request, signal)),

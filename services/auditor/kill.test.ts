@@ -9,7 +9,7 @@ import { openDirectory } from "@curfew/ledger/directory.ts";
 import { verifyLog } from "@curfew/ledger/verify-log.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { afterAll, beforeAll, expect, it } from "vitest";
-import { assertOneTree, clock, seal, sendOn, use, type World } from "./testing/rig.ts";
+import { assertOneTree, clock, seal, sendOn, shard, use, type World } from "./testing/rig.ts";
 import { ledgerIn, type Orders, openFiles, sealAll } from "./testing/sequencer-process.ts";
 
 const scratch = mkdtempSync(join(tmpdir(), "curfew-sequencer-"));
@@ -43,7 +43,7 @@ beforeAll(async () => {
   });
 });
 
-const checkpointIn = (dir: string) => seal.open(readFileSync(join(ledgerIn(dir), "checkpoint"), "utf8"));
+const checkpointIn = (dir: string) => seal.open(shard, readFileSync(join(ledgerIn(dir), "checkpoint"), "utf8"));
 /** Verifies all that is published, to the byte, and that it continues `before`. */
 const assertPublished = async (dir: string, before: readonly ReturnType<typeof checkpointIn>[]) => {
   const { read } = openDirectory(ledgerIn(dir), { clock, random: systemRandom });

@@ -44,11 +44,13 @@ import {
   clock,
   eventRecord,
   identities,
+  ledgerName,
   openWorld,
   origin,
   quiet,
   replayAll,
   sendOn,
+  shard,
   startAuditor,
   tokenEvent,
   tokenId,
@@ -67,8 +69,8 @@ afterEach(() => rmSync(dir, { recursive: true }));
 /** As a replica on its own, or with another, has it. */
 const replica = () => {
   const keyring = openKeyring({ dir: join(dir, "keys"), random: systemRandom, clock });
-  const keys = ledgerKeys(keyring, origin);
-  return { keyring, keys, seal: sealOf(origin, keys) };
+  const keys = ledgerKeys(keyring, ledgerName);
+  return { keyring, keys, seal: sealOf(ledgerName, keys) };
 };
 type Replica = ReturnType<typeof replica>;
 
@@ -89,13 +91,14 @@ const verifierOf = ({ keys }: Replica, number: number) => {
   const key = keys.all("now")[number - 1];
   return key && parseVerifierKey(verifierKeyText(origin, key.publicKey));
 };
-const signerOf = ({ keys }: Replica, number: number): NoteSigner => {
+const signerOf = ({ keys }: Replica, number: number, name: string = ledgerName): NoteSigner => {
   const { privateKey } = keys.all("now")[number - 1] ?? {};
   if (!privateKey) throw new Error(`there is no key ${number}`);
-  return noteSigner(origin, privateKey);
+  return noteSigner(name, privateKey);
 };
-const textOf = (of: Replica, number: number) =>
-  verifierKeyText(origin, of.keys.all("now")[number - 1]?.publicKey as never);
+/** Under the ledger's name, by which keys rotate, or a shard's, by which they sign. */
+const textOf = (of: Replica, number: number, name: string = ledgerName) =>
+  verifierKeyText(name, of.keys.all("now")[number - 1]?.publicKey as never);
 
 interface Stated {
   readonly origin?: string;
@@ -106,14 +109,14 @@ interface Stated {
   readonly statement?: string;
 }
 const rotation = (of: Replica, stated: Stated = {}, topic: string = topicNames.evidence) => {
-  const fields = { origin, oldKey: textOf(of, 1), newKey: textOf(of, 2), size: 0, ...stated };
+  const fields = { origin: ledgerName, oldKey: textOf(of, 1), newKey: textOf(of, 2), size: 0, ...stated };
   const signers = stated.signers ?? ([signerOf(of, 1), signerOf(of, 2)] as const);
   const event = create(LedgerKeyRotatedSchema, {
     ...fields,
     ledgerSize: BigInt(fields.size),
     statement: stated.statement ?? signKeyRotation(fields, signers),
   });
-  return read(topic, eventRecord(event, { subject: rotationStream(origin), source: "/auditor", sequence: 1 }));
+  return read(topic, eventRecord(event, { subject: rotationStream(ledgerName), source: "/auditor", sequence: 1 }));
 };
 
 /** A record as it was given to a producer. */
@@ -144,7 +147,7 @@ const rotated = () => {
   const one = replica();
   one.keys.all();
   const first = grow(one.seal, emptyHead, token(1), token(2), token(3));
-  one.keyring.rotateSigningKey(origin);
+  one.keyring.rotateSigningKey(ledgerName);
   const second = grow(one.seal, first.head, rotation(one), token(4));
   const third = grow(one.seal, second.head, token(5));
   return { one, first, second, third };
@@ -158,13 +161,13 @@ describe("a ledger's keys", () => {
       [true, true],
       [true, true],
     ]);
-    expect([3, 4, 6].map((size) => one.seal.verifierKeyAt(size))).toEqual([
-      textOf(one, 1),
-      textOf(one, 2),
-      textOf(one, 2),
+    expect([3, 4, 6].map((size) => one.seal.verifierKeyAt(shard.year, size))).toEqual([
+      textOf(one, 1, origin),
+      textOf(one, 2, origin),
+      textOf(one, 2, origin),
     ]);
-    expect(one.seal.verifierKeys()).toEqual([textOf(one, 2), textOf(one, 1)]);
-    expect(one.keyring.retireSigningKeys(origin)).toBe(1);
+    expect(one.seal.verifierKeys(shard.year)).toEqual([textOf(one, 2, origin), textOf(one, 1, origin)]);
+    expect(one.keyring.retireSigningKeys(ledgerName)).toBe(1);
     const fourth = grow(one.seal, third.head, token(6));
     expect(isSignedBy(one, fourth.doc.checkpoint)).toEqual([false, true]);
     for (const from of [one, replica()]) {
@@ -172,7 +175,7 @@ describe("a ledger's keys", () => {
       for (const { doc } of [first, second, third, fourth]) head = replayBatch(head, doc, from.seal).head;
       expect(head.size).toBe(7);
       expect(headOf(first.doc, 1, from.seal).size).toBe(3);
-      expect(from.seal.open(from.seal.sign(0, emptyRoot())).size).toBe(0);
+      expect(from.seal.open(shard, from.seal.sign(shard, 0, emptyRoot())).size).toBe(0);
     }
   });
 
@@ -180,7 +183,7 @@ describe("a ledger's keys", () => {
     const [one, other] = [replica(), replica()];
     other.keys.all();
     const first = grow(one.seal, emptyHead, token(1));
-    one.keyring.rotateSigningKey(origin);
+    one.keyring.rotateSigningKey(ledgerName);
     const record = rotation(one);
     const second = grow(other.seal, first.head, record);
     const third = grow(one.seal, replayBatch(first.head, second.doc, one.seal).head, token(2));
@@ -194,7 +197,7 @@ describe("a ledger's keys", () => {
   it("a batch that another sequencer was first to stage leaves no trace: the rotation holds where the ledger has it", () => {
     const one = replica();
     const first = grow(one.seal, emptyHead, token(1));
-    one.keyring.rotateSigningKey(origin);
+    one.keyring.rotateSigningKey(ledgerName);
     const record = rotation(one);
     // Staged under its number by nobody: made, and given up.
     makeBatch(first.head, [record], clock.now(), one.seal);
@@ -207,7 +210,7 @@ describe("a ledger's keys", () => {
 describe("a stolen old key", () => {
   const forge = (of: Replica, { doc, head }: Batch) => ({
     ...doc,
-    checkpoint: signCheckpoint({ origin, size: doc.size, root: head.frontier.root() }, [signerOf(of, 1)]),
+    checkpoint: signCheckpoint({ origin, size: doc.size, root: head.frontier.root() }, [signerOf(of, 1, origin)]),
   });
 
   it("signs nothing newer that sealer, follower or files' publisher would open", async () => {
@@ -215,9 +218,9 @@ describe("a stolen old key", () => {
     const forged = forge(one, third);
     expect(() => replayBatch(second.head, forged, one.seal)).toThrow(LedgerBroken);
     expect(() => headOf(forged, 3, replica().seal)).toThrow("not signed by this ledger's key");
-    expect(() => one.seal.open(forged.checkpoint)).toThrow("no known key has signed the note");
+    expect(() => one.seal.open(shard, forged.checkpoint)).toThrow("no known key has signed the note");
     // Nor the batch of the rotation itself.
-    expect(() => one.seal.open(forge(one, second).checkpoint)).toThrow("no known key has signed the note");
+    expect(() => one.seal.open(shard, forge(one, second).checkpoint)).toThrow("no known key has signed the note");
     const { store } = await openWorld();
     const models = await openReadModels(store);
     const { _id, first: _, leaves: __, frontier: ___, ...row } = { ...forged, batch: 3 };
@@ -231,7 +234,7 @@ describe("a stolen old key", () => {
       first.head,
       [token(4), token(5)],
       clock.now(),
-      sealOf(origin, { ...one.keys, all: () => [one.keys.all()[0]] }),
+      sealOf(ledgerName, { ...one.keys, all: () => [one.keys.all()[0]] }),
     );
     expect(() => replayBatch(first.head, without.doc, replica().seal)).toThrow(LedgerBroken);
     const moved = [token(1), rotation(one)];
@@ -239,19 +242,20 @@ describe("a stolen old key", () => {
   });
 
   const stranger = generateKeyPairSync("ed25519");
-  const strangers = verifierKeyText(origin, stranger.publicKey);
+  const strangers = verifierKeyText(ledgerName, stranger.publicKey);
   it.each<[string, (of: Replica) => LogRecord]>([
     [
       "to a key of his own",
-      (of) => rotation(of, { newKey: strangers, signers: [signerOf(of, 1), noteSigner(origin, stranger.privateKey)] }),
+      (of) =>
+        rotation(of, { newKey: strangers, signers: [signerOf(of, 1), noteSigner(ledgerName, stranger.privateKey)] }),
     ],
     [
       "to our next key, without it",
       (of) =>
         rotation(of, {
-          statement: signKeyRotation({ origin, oldKey: textOf(of, 1), newKey: strangers, size: 0 }, [
+          statement: signKeyRotation({ origin: ledgerName, oldKey: textOf(of, 1), newKey: strangers, size: 0 }, [
             signerOf(of, 1),
-            noteSigner(origin, stranger.privateKey),
+            noteSigner(ledgerName, stranger.privateKey),
           ]),
         }),
     ],
@@ -259,7 +263,7 @@ describe("a stolen old key", () => {
       "of another size than is signed",
       (of) =>
         rotation(of, {
-          statement: signKeyRotation({ origin, oldKey: textOf(of, 1), newKey: textOf(of, 2), size: 1 }, [
+          statement: signKeyRotation({ origin: ledgerName, oldKey: textOf(of, 1), newKey: textOf(of, 2), size: 1 }, [
             signerOf(of, 1),
             signerOf(of, 2),
           ]),
@@ -271,7 +275,7 @@ describe("a stolen old key", () => {
   ])("puts no key in force by a rotation %s, and cannot stop the sealing", (_what, forged) => {
     const one = replica();
     one.keys.all();
-    one.keyring.rotateSigningKey(origin);
+    one.keyring.rotateSigningKey(ledgerName);
     const first = grow(one.seal, emptyHead, token(1), forged(one), token(2));
     expect(isSignedBy(one, first.doc.checkpoint)).toEqual([true, false]);
     expect(replayBatch(emptyHead, first.doc, replica().seal).head.size).toBe(3);
@@ -287,13 +291,13 @@ describe("the auditor", () => {
     const auditor = await startAuditor(world, world.store, world.bus, one.seal);
     const stop = new AbortController();
     const size = () => 0;
-    const parts = { outbox: auditor.outbox, keys: one.keys, origin, size, clock, log: quiet };
+    const parts = { outbox: auditor.outbox, keys: one.keys, origin: ledgerName, size, clock, log: quiet };
     const watching = [parts, { ...parts, keys: replica().keys }].map((each) => watchKeyRotation(each, stop.signal));
     auditor.outbox.start("nowhere:1");
     const send = (n: number) => sendOn(world.bus, topicNames.tokens, `issuer/a${n}`, [tokenEvent(n, 1)]);
     await send(1);
     await untilSealed(world);
-    one.keyring.rotateSigningKey(origin);
+    one.keyring.rotateSigningKey(ledgerName);
     await vi.waitFor(() => expect(one.keys.all("now")[1]?.after).toBe(1), bound);
     await send(2);
     const [record, ...more] = world.bus.records(topicNames.evidence);
@@ -318,7 +322,7 @@ describe("the auditor", () => {
     const pieces: Uint8Array[] = [];
     for await (const { piece } of exportBundle(create(ExportBundleRequestSchema, { tokenId: tokenId(1) }), ctx))
       pieces.push(piece);
-    const policy = parsePolicy(`log ${textOf(one, 2)}\nquorum none\n`);
+    const policy = parsePolicy(`log ${textOf(one, 2, origin)}\nquorum none\n`);
     const { manifest } = await openBundle(sourceOf(Buffer.concat(pieces)), policy);
     expect(manifest).toMatchObject({ entries: 1 });
     expect(manifest.size).toBeGreaterThan(3);
@@ -326,7 +330,7 @@ describe("the auditor", () => {
     const batches = await world.store.collection<BatchDoc>("batches");
     const asked = create(ProveInclusionRequestSchema, { index: 0n, size: 1n });
     const answer = await answerInclusion(
-      { ...auditor, batches, follower, clocks: { cosigning: undefined, stamped: undefined } },
+      { ...auditor, batches, follower, clocks: { cosigning: undefined, stamped: undefined }, clock },
       asked,
     );
     expect(openCheckpoint(answer.checkpoint, verifierOf(one, 2) as never).size).toBe(1);
@@ -345,13 +349,13 @@ describe("the auditor", () => {
     const world = await openWorld();
     const one = replica();
     one.keys.all();
-    one.keyring.rotateSigningKey(origin);
+    one.keyring.rotateSigningKey(ledgerName);
     const signing = vi.spyOn(Object.getPrototypeOf(one.seal) as LedgerSeal, "sign");
     let held = false;
     const store = faultyStore(world.store, async ({ collection, method }) => {
       if (held || collection !== "batches" || method !== "insert") return undefined;
       held = true;
-      await vi.waitFor(() => expect(signing.mock.calls.map(([size]) => size)).toEqual([1_000, 2_000]), bound);
+      await vi.waitFor(() => expect(signing.mock.calls.map(([, size]) => size)).toEqual([1_000, 2_000]), bound);
       expect(one.keys.all("now")[1]?.after).toBeUndefined();
       return undefined;
     });

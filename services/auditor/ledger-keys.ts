@@ -14,10 +14,11 @@ import {
   parseVerifierKey,
   verifierKeyText,
 } from "@curfew/ledger/note-key.ts";
-import { LedgerBroken, type Seal } from "./domain.ts";
+import { shardOrigin } from "@curfew/ledger/shard.ts";
+import { LedgerBroken, type Seal, type Shard } from "./domain.ts";
 
 /**
- * The ledger's keys, each with its own range of sizes. A new key is in force for every tree that holds the record of its rotation: whoever
+ * The ledger's keys, each with its own range of sizes; in each shard they go by that shard's name. A new key is in force for every tree that holds the record of its rotation: whoever
  * builds on that batch has read the record, so no two sequencers can disagree. Where that is, the keyring keeps beside the keys, out of
  * reach of whoever can write to the store; so a stolen old key signs nothing newer that we would open. The old key goes on signing beside
  * the new one until it is retired, for clients and witnesses that know that one alone.
@@ -34,12 +35,12 @@ export const ledgerKeys = (keyring: SigningKeys, origin: string): LedgerKeys => 
 });
 
 export interface LedgerSeal extends Seal {
-  /** Verifier key text of the key that signs a tree of so many leaves. */
-  verifierKeyAt(size: number): string;
+  /** Verifier key text of the key that signs the shard of a ledger of so many leaves. */
+  verifierKeyAt(year: number, size: number): string;
   /** Signs by that key what is no checkpoint. */
-  signerAt(size: number): NoteSigner;
-  /** Of all keys that sign the newest tree: several while one retires. */
-  verifierKeys(): readonly string[];
+  signerAt(year: number, size: number): NoteSigner;
+  /** Of all keys that sign the shard as it is now: several while one retires. */
+  verifierKeys(year: number): readonly string[];
 }
 
 const rotatedType = "curfew.ledger-key.rotated.v1";
@@ -74,7 +75,8 @@ const isStated = (
 export const sealOf = (origin: string, keys: LedgerKeys): LedgerSeal =>
   new RangedSeal(origin, keys, new Map(), new WeakMap());
 
-type KnownTexts = WeakMap<SigningKey, { readonly text: string; readonly verifier: NoteVerifier }>;
+/** By key, then by name. */
+type KnownTexts = WeakMap<SigningKey, Map<string, { readonly text: string; readonly verifier: NoteVerifier }>>;
 
 class RangedSeal implements LedgerSeal {
   readonly #origin: string;
@@ -90,25 +92,27 @@ class RangedSeal implements LedgerSeal {
     this.#texts = texts;
   }
 
-  sign(size: number, root: Uint8Array): string {
-    const origin = this.#origin;
+  sign({ year, first }: Shard, size: number, root: Uint8Array): string {
+    const origin = shardOrigin(this.#origin, year);
     // Another replica may have gone on to the next key just now: it says so in the keyring before anybody can build on its batch.
     const signers = this.#signersAt(size, this.#keys.all("now")).flatMap(({ privateKey }) => privateKey ?? []);
     return signCheckpoint(
-      { origin, size, root },
+      { origin, size: size - first, root },
       signers.map((key) => noteSigner(origin, key)),
     );
   }
 
-  open(checkpoint: string) {
+  open({ year, first }: Shard, checkpoint: string) {
     const { text, signatures } = parseNote(checkpoint);
-    const { size } = parseCheckpoint(text);
+    const size = first + parseCheckpoint(text).size;
+    const origin = shardOrigin(this.#origin, year);
     const keyIds = new Set(signatures.map(({ keyId }) => keyId));
-    const idOf = (key: SigningKey) => this.#textsOf(key).verifier.keyId;
+    const idOf = (key: SigningKey) => this.#textsOf(key, origin).verifier.keyId;
     const signed = (all = this.#keys.all()) => this.#validFor(size, all).find((key) => keyIds.has(idOf(key)));
     // Another replica may have gone on to the next key within this second.
     const key = signed() ?? signed(this.#keys.all("now")) ?? this.#inForce(size);
-    return openCheckpoint(checkpoint, this.#textsOf(key).verifier);
+    const { root } = openCheckpoint(checkpoint, this.#textsOf(key, origin).verifier);
+    return { size, root };
   }
 
   turned(first: number, records: readonly SealedRecord[]): RangedSeal {
@@ -128,25 +132,27 @@ class RangedSeal implements LedgerSeal {
       if (this.#keys.all()[number - 1]?.after === undefined) this.#keys.follow(number, after);
   }
 
-  verifierKeyAt(size: number): string {
-    return this.#textsOf(this.#inForce(size)).text;
+  verifierKeyAt(year: number, size: number): string {
+    return this.#textsOf(this.#inForce(size), shardOrigin(this.#origin, year)).text;
   }
 
-  signerAt(size: number): NoteSigner {
+  signerAt(year: number, size: number): NoteSigner {
     const [key] = this.#signersAt(size);
-    return noteSigner(this.#origin, key?.privateKey as KeyObject);
+    return noteSigner(shardOrigin(this.#origin, year), key?.privateKey as KeyObject);
   }
 
-  verifierKeys(): readonly string[] {
-    return this.#signersAt(Number.POSITIVE_INFINITY).map((key) => this.#textsOf(key).text);
+  verifierKeys(year: number): readonly string[] {
+    const origin = shardOrigin(this.#origin, year);
+    return this.#signersAt(Number.POSITIVE_INFINITY).map((key) => this.#textsOf(key, origin).text);
   }
 
-  #textsOf(key: SigningKey) {
-    const known = this.#texts.get(key);
-    if (known) return known;
-    const text = verifierKeyText(this.#origin, key.publicKey);
-    const texts = { text, verifier: parseVerifierKey(text) };
-    this.#texts.set(key, texts);
+  /** Under the name of a shard, or of the whole ledger, by which keys rotate. */
+  #textsOf(key: SigningKey, name = this.#origin) {
+    const names = this.#texts.get(key) ?? new Map();
+    this.#texts.set(key, names);
+    const text = verifierKeyText(name, key.publicKey);
+    const texts = names.get(name) ?? { text, verifier: parseVerifierKey(text) };
+    names.set(name, texts);
     return texts;
   }
 

@@ -59,6 +59,17 @@ export const batchReaching = async (batches: Pick<Collection<BatchDoc>, "get" | 
   return doc && { doc, number: low };
 };
 
+/** The ledger's shards that have an entry, the newest first, each with its last batch. */
+export async function* shardsOf(batches: Pick<Collection<BatchDoc>, "get" | "findLatest">) {
+  for (let [last] = await batches.findLatest({ order: -1, limit: 1 }); last; ) {
+    const { shard } = last;
+    yield { shard, last };
+    if (shard.first === 0) return;
+    last = (await batchReaching(batches, shard.first))?.doc;
+    if (!last) throw new LedgerBroken(`the shard before ${shard.year} has vanished`);
+  }
+}
+
 export const openLedger = (parts: {
   batches: Collection<BatchDoc>;
   models: ReadModels;

@@ -1,12 +1,12 @@
 import { join } from "node:path";
 import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import { openEpochs } from "@curfew/event-log/epochs.ts";
-import { openDirectory } from "@curfew/ledger/directory.ts";
 import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { runService } from "@curfew/rpc/process.ts";
 import { auditorSpec, checkLedger, environment } from "./config.ts";
 import { erasureSettings } from "./people/erasure-settings.ts";
 import { openLedgerBucket } from "./public-log/bucket-settings.ts";
+import { openShardFolders } from "./public-log/shard-files.ts";
 import { rebuildOnce } from "./rebuild/rebuild-once.ts";
 import { openAuditor } from "./service.ts";
 
@@ -29,7 +29,7 @@ await runService({
     const epochs = await openEpochs(producers);
     const bucket = config.ledgerBucketFile && { ledgerFiles: openLedgerBucket(config.ledgerBucketFile, parts.clock) };
     if (config.rebuild) {
-      const files = bucket?.ledgerFiles ?? (ledgerDir ? openDirectory(ledgerDir, parts) : undefined);
+      const files = bucket?.ledgerFiles ?? (ledgerDir ? await openShardFolders(ledgerDir, parts) : undefined);
       await rebuildOnce(parts, { epochs, origin: ledgerOrigin, files: config.rebuild === "files" ? files : undefined });
     }
     const service = await openAuditor({

@@ -10,7 +10,15 @@ import { HASH_BYTES } from "@curfew/ledger/hash.ts";
 import { decodeLeaf, type SealedRecord } from "@curfew/ledger/leaf.ts";
 import type { NodeAddress } from "@curfew/ledger/tree.ts";
 import { type ChainPoint, type CheckedBatch, openCompleteness, streamPlace } from "./completeness.ts";
-import { type Batch, LedgerBroken, type LedgerHead, maxBatchRecords, type NextOffset, nextOffset } from "./domain.ts";
+import {
+  type Batch,
+  LedgerBroken,
+  type LedgerHead,
+  maxBatchRecords,
+  type NextOffset,
+  nextOffset,
+  type Shard,
+} from "./domain.ts";
 
 /**
  * The read models, derived from batches alone and insert-only: whoever derives a batch writes the same rows, so a second writer and a
@@ -22,7 +30,7 @@ export type EntryRow = {
   _id: string;
   batch: number;
   leaf: Uint8Array;
-  /** Hashes of the subtrees that the leaf completes, its own first, joined: node (level, index) stands at the last leaf below it. */
+  /** Hashes of the subtrees of its shard that the leaf completes, its own first, joined: node (level, index) stands at the last leaf below it. */
   nodes: Uint8Array;
   type?: string;
   source?: string;
@@ -44,10 +52,11 @@ export type EntryRow = {
 /** Which leaf came first with an event id, with a number of a stream, or in a signed chain of a topic. */
 export type KeyRow = { _id: string; index: number };
 
-/** A finished batch. */
+/** A finished batch; sizes are the ledger's, root and checkpoint the shard's. */
 export type CheckpointRow = {
   _id: string;
   batch: number;
+  shard: Shard;
   first: number;
   size: number;
   root: Uint8Array;
@@ -244,10 +253,11 @@ export const openProjection = (parts: {
         }),
       );
       await parts.report(findings);
-      const { size, root, checkpoint } = doc;
+      const { shard, size, root, checkpoint } = doc;
       const row: CheckpointRow = {
         _id: checkpointId(number),
         batch: number,
+        shard,
         first: doc.first,
         size,
         root,
@@ -262,11 +272,16 @@ export const openProjection = (parts: {
   };
 };
 
-/** Reads subtree hashes for proofs: one row each, by exact id. */
-export const readNodes = (entries: Pick<Collection<EntryRow>, "get">) => (wanted: readonly NodeAddress[]) =>
-  Promise.all(
-    wanted.map(async ({ level, index }) => {
-      const row = await entries.get(entryId((index + 1) * 2 ** level - 1));
-      return row?.nodes.subarray(level * HASH_BYTES, (level + 1) * HASH_BYTES) ?? new Uint8Array();
-    }),
-  );
+/** The row that has a node of a shard's tree. */
+export const nodeEntryId = ({ first }: Shard, { level, index }: NodeAddress): string =>
+  entryId(first + (index + 1) * 2 ** level - 1);
+
+/** Reads subtree hashes for proofs in a shard: one row each, by exact id. */
+export const readNodes =
+  (entries: Pick<Collection<EntryRow>, "get">, shard: Shard) => (wanted: readonly NodeAddress[]) =>
+    Promise.all(
+      wanted.map(async (node) => {
+        const row = await entries.get(nodeEntryId(shard, node));
+        return row?.nodes.subarray(node.level * HASH_BYTES, (node.level + 1) * HASH_BYTES) ?? new Uint8Array();
+      }),
+    );

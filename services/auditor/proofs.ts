@@ -1,19 +1,21 @@
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import type {
+  GetCheckpointRequest,
   GetEventRequest,
   ProveConsistencyRequest,
   ProveInclusionRequest,
 } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
 import type { Position } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import type { Collection } from "@curfew/document-store/port.ts";
-import { leafHash } from "@curfew/ledger/hash.ts";
+import { emptyRoot, leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import { countersigned } from "@curfew/ledger/note.ts";
 import { verifyConsistency, verifyInclusion } from "@curfew/ledger/proof.ts";
+import { yearOf } from "@curfew/ledger/shard.ts";
 import { proveConsistency, proveInclusion, treeRoot } from "@curfew/ledger/tree.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import { batchPast } from "./checks/sealed-places.ts";
-import { type BatchDoc, batchId, LedgerBroken, nextOffset } from "./domain.ts";
+import { type BatchDoc, batchId, LedgerBroken, nextOffset, type Shard } from "./domain.ts";
 import { sealedEvent } from "./event-view.ts";
 import type { Follower } from "./follower.ts";
 import type { LedgerSeal } from "./ledger-keys.ts";
@@ -25,8 +27,9 @@ export interface ProofParts {
   readonly batches: Pick<Collection<BatchDoc>, "get">;
   readonly models: ReadModels;
   readonly follower: Pick<Follower, "latest">;
-  readonly ledger: { readonly seal: Pick<LedgerSeal, "signerAt"> };
+  readonly ledger: { readonly seal: Pick<LedgerSeal, "signerAt" | "verifierKeyAt" | "sign"> };
   readonly clocks: OutsideClocks;
+  readonly clock: { now(): number };
 }
 
 const notFound = (message: string) => new RpcError({ status: "NOT_FOUND", reason: "EVENT_NOT_FOUND", message });
@@ -34,7 +37,7 @@ const notSoFar = (what: string, size: number) =>
   new RpcError({
     status: "OUT_OF_RANGE",
     reason: "LEDGER_SMALLER",
-    message: `${what} is past the ledger, which has ${size} entries`,
+    message: `${what} is past the end: there are ${size} entries`,
   });
 
 /** The leaf of a record: the batch is found by the positions of finished batches, the leaf by looking through it. */
@@ -75,16 +78,74 @@ const leafAt = async ({ models }: ProofParts, index: number) => {
   return row;
 };
 
+const checkpointOf = async ({ models }: Pick<ProofParts, "models">, batch: number): Promise<CheckpointRow> => {
+  const row = await models.checkpoints.get(checkpointId(batch));
+  if (!row) throw new LedgerBroken(`checkpoint ${batch} has vanished`);
+  return row;
+};
+
+/** The first batch, by halving, of which `holds`; it holds of `latest` and of all after the first. */
+const firstBatch = async (
+  parts: Pick<ProofParts, "models">,
+  latest: CheckpointRow,
+  holds: (row: CheckpointRow) => boolean,
+): Promise<CheckpointRow> => {
+  let low = 1;
+  let high = latest.batch;
+  while (low < high) {
+    const middle = Math.floor((low + high) / 2);
+    if (holds(await checkpointOf(parts, middle))) high = middle;
+    else low = middle + 1;
+  }
+  return low === latest.batch ? latest : await checkpointOf(parts, low);
+};
+
+/** The last batch of each shard, the newest first. */
+export async function* shardEnds(
+  parts: Pick<ProofParts, "models">,
+  latest: CheckpointRow,
+): AsyncGenerator<CheckpointRow> {
+  for (let end = latest; ; ) {
+    yield end;
+    const { first } = end.shard;
+    if (first === 0) return;
+    end = await firstBatch(parts, end, (row) => row.size >= first);
+  }
+}
+
+/** The last batch of the shard of `year`; undefined: there is no such shard. */
+export const endOfShard = async (
+  parts: Pick<ProofParts, "models">,
+  latest: CheckpointRow,
+  year: number,
+): Promise<CheckpointRow | undefined> => {
+  for await (const end of shardEnds(parts, latest)) if (end.shard.year === year) return end;
+  return undefined;
+};
+
+const shardView = ({ ledger }: ProofParts, { year, first }: Shard, size: number) => ({
+  year,
+  first: BigInt(first),
+  verifierKey: ledger.seal.verifierKeyAt(year, size),
+});
+
+/** The shard's checkpoint that it ended with, vouched for by the key that signs now: whoever asks has that one. */
+const vouched = ({ ledger }: ProofParts, { shard, checkpoint }: CheckpointRow, latest: CheckpointRow): string =>
+  countersigned(checkpoint, ledger.seal.signerAt(shard.year, latest.size));
+
 export const getEvent = async (parts: ProofParts, request: GetEventRequest) => {
   const latest = parts.follower.latest();
   if (!latest) throw notFound("nothing has been sealed yet");
   const index = await indexOf(parts, latest, request);
   if (index >= latest.size) throw notFound("no such event has been sealed");
   const row = await leafAt(parts, index);
-  const { size, root, checkpoint } = latest;
-  const nodes = readNodes(parts.models.entries);
-  const inclusionProof = await fromRows(`leaf ${index}`, () => proveInclusion(index, size, nodes));
-  if (!verifyInclusion(index, size, leafHash(row.leaf), inclusionProof, root))
+  const { shard } = await checkpointOf(parts, row.batch);
+  const end = await endOfShard(parts, latest, shard.year);
+  if (!end) throw new LedgerBroken(`leaf ${index} is of no shard`);
+  const [leaf, size] = [index - shard.first, end.size - shard.first];
+  const nodes = readNodes(parts.models.entries, shard);
+  const inclusionProof = await fromRows(`leaf ${index}`, () => proveInclusion(leaf, size, nodes));
+  if (!verifyInclusion(leaf, size, leafHash(row.leaf), inclusionProof, end.root))
     throw new LedgerBroken(`leaf ${index} is not the one that was sealed`);
   const { notBeforeMs, notAfterMs, stampedMs } = await outsideTimes(parts.clocks, index);
   const outside = {
@@ -92,44 +153,64 @@ export const getEvent = async (parts: ProofParts, request: GetEventRequest) => {
     ...(notAfterMs !== undefined && { notAfter: timestampFromMs(notAfterMs) }),
     ...(stampedMs !== undefined && { stamped: timestampFromMs(stampedMs) }),
   };
-  return { event: sealedEvent(row), leaf: row.leaf, inclusionProof, checkpoint, outside };
+  const view = shardView(parts, shard, latest.size);
+  const checkpoint = vouched(parts, end, latest);
+  return { event: sealedEvent(row), leaf: row.leaf, inclusionProof, checkpoint, outside, shard: view };
 };
 
-/** A batch that ended at `size`, by halving; undefined: none did. */
-const checkpointAt = async ({ models }: ProofParts, size: number, latest: CheckpointRow): Promise<string> => {
-  let low = 1;
-  let high = latest.batch;
-  while (low < high) {
-    const middle = Math.floor((low + high) / 2);
-    const row = await models.checkpoints.get(checkpointId(middle));
-    if (!row) throw new LedgerBroken(`checkpoint ${middle} has vanished`);
-    if (row.size < size) low = middle + 1;
-    else high = middle;
+export const noShard = (year: number) =>
+  new RpcError({ status: "NOT_FOUND", reason: "SHARD_NOT_FOUND", message: `the ledger has no shard of ${year}` });
+
+/** The newest checkpoint of a shard. Before anything was sealed it is of the empty tree. */
+export const newestCheckpoint = async (parts: ProofParts, { shard: year }: GetCheckpointRequest) => {
+  const latest = parts.follower.latest();
+  if (!latest) {
+    const shard = { year: yearOf(parts.clock.now()), first: 0 };
+    if (year !== 0 && year !== shard.year) throw noShard(year);
+    const root = emptyRoot();
+    const checkpoint = parts.ledger.seal.sign(shard, 0, root);
+    return { checkpoint, size: 0n, root, shard: shardView(parts, shard, 0) };
   }
-  const row = await models.checkpoints.get(checkpointId(low));
-  return row?.size === size ? row.checkpoint : "";
+  const end = year === 0 ? latest : await endOfShard(parts, latest, year);
+  if (!end) throw noShard(year);
+  const { shard, size, root } = end;
+  const checkpoint = vouched(parts, end, latest);
+  return { checkpoint, size: BigInt(size - shard.first), root, shard: shardView(parts, shard, latest.size) };
 };
 
-/** Root and checkpoint of the tree of `size`, which is shown to be the beginning of the newest. */
-const treeOf = async (parts: ProofParts, size: number, latest: CheckpointRow) => {
-  if (size === latest.size) return { root: latest.root, checkpoint: latest.checkpoint };
-  const nodes = readNodes(parts.models.entries);
+/** What a proof is made in: sizes and leaves are the shard's. */
+interface Tree {
+  readonly latest: CheckpointRow;
+  /** The last batch of the shard. */
+  readonly end: CheckpointRow;
+  readonly size: number;
+}
+
+/** Root and checkpoint of the tree of `size`, which is shown to be the beginning of the shard's newest. */
+const treeOf = async (parts: ProofParts, size: number, { latest, end }: Tree) => {
+  const { shard } = end;
+  const newest = end.size - shard.first;
+  if (size === newest) return { root: end.root, checkpoint: vouched(parts, end, latest) };
+  const nodes = readNodes(parts.models.entries, shard);
   const { root, proof } = await fromRows(`the tree of ${size}`, async () => ({
     root: await treeRoot(size, nodes),
-    proof: await proveConsistency(size, latest.size, nodes),
+    proof: await proveConsistency(size, newest, nodes),
   }));
-  if (!verifyConsistency(size, latest.size, proof, root, latest.root))
+  if (!verifyConsistency(size, newest, proof, root, end.root))
     throw new LedgerBroken(`the tree of ${size} in the read model is not the beginning of the newest`);
-  const checkpoint = await checkpointAt(parts, size, latest);
-  // Whoever asks has the key that signs now: from before a rotation it vouches for what the one before has signed.
-  return { root, checkpoint: checkpoint && countersigned(checkpoint, parts.ledger.seal.signerAt(latest.size)) };
+  const row = await firstBatch(parts, end, (each) => each.size >= shard.first + size);
+  return { root, checkpoint: row.size === shard.first + size ? vouched(parts, row, latest) : "" };
 };
 
-/** The newest batch, and `wanted` or its size. Throws OUT_OF_RANGE past it. */
-const sizeOf = ({ follower }: ProofParts, wanted: bigint, field: string) => {
-  const latest = follower.latest();
-  if (!latest || wanted > BigInt(latest.size)) throw notSoFar(`${field} ${wanted}`, latest?.size ?? 0);
-  return { latest, size: Number(wanted) || latest.size };
+/** The shard's newest batch, and `wanted` or its size. Throws NOT_FOUND, or OUT_OF_RANGE past it. */
+const treeFor = async (parts: ProofParts, year: number, wanted: bigint, field: string): Promise<Tree> => {
+  const latest = parts.follower.latest();
+  if (!latest) throw notSoFar(`${field} ${wanted}`, 0);
+  const end = year === 0 ? latest : await endOfShard(parts, latest, year);
+  if (!end) throw noShard(year);
+  const size = end.size - end.shard.first;
+  if (wanted > BigInt(size)) throw notSoFar(`${field} ${wanted}`, size);
+  return { latest, end, size: Number(wanted) || size };
 };
 
 const invalidField = (field: string, message: string) =>
@@ -141,29 +222,32 @@ const invalidField = (field: string, message: string) =>
   });
 
 export const answerInclusion = async (parts: ProofParts, request: ProveInclusionRequest) => {
-  const { latest, size } = sizeOf(parts, request.size, "size");
+  const tree = await treeFor(parts, request.shard, request.size, "size");
+  const { size, end } = tree;
   if (request.index >= BigInt(size)) {
     if (request.size === 0n) throw notSoFar(`index ${request.index}`, size);
     throw invalidField("index", `index ${request.index} is not in a tree of ${size}`);
   }
   const index = Number(request.index);
-  const hash = leafHash((await leafAt(parts, index)).leaf);
-  const { root, checkpoint } = await treeOf(parts, size, latest);
-  const proof = await fromRows(`leaf ${index}`, () => proveInclusion(index, size, readNodes(parts.models.entries)));
+  const hash = leafHash((await leafAt(parts, end.shard.first + index)).leaf);
+  const { root, checkpoint } = await treeOf(parts, size, tree);
+  const nodes = readNodes(parts.models.entries, end.shard);
+  const proof = await fromRows(`leaf ${index}`, () => proveInclusion(index, size, nodes));
   if (!verifyInclusion(index, size, hash, proof, root))
     throw new LedgerBroken(`leaf ${index} is not the one that was sealed`);
   return { leafHash: hash, proof, size: BigInt(size), root, checkpoint };
 };
 
 export const answerConsistency = async (parts: ProofParts, request: ProveConsistencyRequest) => {
-  const { latest, size: to } = sizeOf(parts, request.to, "to");
+  const tree = await treeFor(parts, request.shard, request.to, "to");
+  const { size: to, end } = tree;
   if (request.from > BigInt(to)) {
     if (request.to === 0n) throw notSoFar(`from ${request.from}`, to);
     throw invalidField("from", `from ${request.from} is after to ${to}`);
   }
   const from = Number(request.from);
-  const [older, newer] = [await treeOf(parts, from, latest), await treeOf(parts, to, latest)];
-  const nodes = readNodes(parts.models.entries);
+  const [older, newer] = [await treeOf(parts, from, tree), await treeOf(parts, to, tree)];
+  const nodes = readNodes(parts.models.entries, end.shard);
   const proof = await fromRows(`the trees of ${from} and ${to}`, () => proveConsistency(from, to, nodes));
   if (!verifyConsistency(from, to, proof, older.root, newer.root))
     throw new LedgerBroken(`the tree of ${from} in the read model is not the beginning of that of ${to}`);

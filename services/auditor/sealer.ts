@@ -112,8 +112,8 @@ export const sealUntil = async (
     readonly ledger: Ledger;
     readonly bus: Pick<Bus, "subscribe">;
     readonly topics: Pick<TopicWatch, "sound" | "lost">;
-    /** Size of the published checkpoint; absent: none is published. */
-    readonly published?: () => Promise<number>;
+    /** Entries that are published of the ledger up to a head, or past it; absent: none is published. */
+    readonly published?: (head: LedgerHead) => Promise<number>;
     readonly clock: Clock;
     readonly log: Log;
   },
@@ -158,7 +158,7 @@ export const sealUntil = async (
   /** From the last batch on, with a subscription of its own. */
   const session = async (stop: AbortController): Promise<void> => {
     const head = await ledger.load(stop.signal);
-    const published = (await parts.published?.()) ?? 0;
+    const published = (await parts.published?.(head)) ?? 0;
     // A store that was put back would sign other trees of sizes that it has signed.
     if (published > head.size)
       throw new LedgerBroken(

@@ -13,7 +13,7 @@ import { verifyInclusion } from "@curfew/ledger/proof.ts";
 import type { RunningService } from "@curfew/rpc/replica.ts";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { type EntryRow, openReadModels } from "./projections.ts";
-import { bound, eventRecord, sorted, tokenEvent, tokenId, use } from "./testing/rig.ts";
+import { bound, eventRecord, origin, shard, sorted, tokenEvent, tokenId, use } from "./testing/rig.ts";
 import { type Client, openSuite, type Suite, undo } from "./testing/suite.ts";
 
 afterEach(async () => {
@@ -32,10 +32,11 @@ describe("auditor service", () => {
 
   /** Opens the checkpoint and checks the proof as a stranger would: with the published key and nothing else of the service's. */
   const assertProven = async (answer: Awaited<ReturnType<Client["getEvent"]>>) => {
-    const { verifierKey } = await rpc.getCheckpoint({});
-    const { size, root, origin } = openCheckpoint(answer.checkpoint, parseVerifierKey(verifierKey));
-    expect(origin).toBe("test.example/ledger");
-    const index = Number(answer.event?.index);
+    const { verifierKey } = await rpc.getCheckpoint({ shard: answer.shard?.year ?? 0 });
+    const opened = openCheckpoint(answer.checkpoint, parseVerifierKey(verifierKey));
+    const { size, root } = opened;
+    expect([opened.origin, answer.shard?.verifierKey]).toEqual([origin, verifierKey]);
+    const index = Number(answer.event?.index) - Number(answer.shard?.first);
     expect(verifyInclusion(index, size, leafHash(answer.leaf), answer.inclusionProof, root)).toBe(true);
     expect(verifyInclusion(index + 1, size, leafHash(answer.leaf), answer.inclusionProof, root)).toBe(false);
   };
@@ -192,11 +193,11 @@ describe("auditor service", () => {
     undo.push(() => rmSync(ledgerDir, { recursive: true, force: true }));
     const ledgerListen = { host: "localhost", port: 0 };
     const first = await suite.start({ ledgerDir, ledgerListen });
-    const published = () => fetch(new URL("checkpoint", first.ledgerUrl)).then((answer) => answer.text());
-    await expect.poll(published, bound).toContain("test.example/ledger\n0\n");
+    const published = () => fetch(new URL(`${shard.year}/checkpoint`, first.ledgerUrl)).then((answer) => answer.text());
+    await expect.poll(published, bound).toContain(`${origin}\n0\n`);
     await first.close();
     await expect(published()).rejects.toThrow("fetch failed");
-    writeFileSync(join(ledgerDir, "checkpoint"), "no checkpoint\n");
+    writeFileSync(join(ledgerDir, String(shard.year), "checkpoint"), "no checkpoint\n");
     const second = await suite.start({ ledgerDir, ledgerListen });
     await expect(second.failed).rejects.toMatchObject({ name: "LedgerBroken" });
   });
@@ -207,8 +208,8 @@ describe("auditor service", () => {
     undo.push(() => rmSync(ledgerDir, { recursive: true, force: true }));
     const first = await suite.start({ ledgerDir });
     await suite.send(topicNames.uses, "verifier/a", [use(1), use(2)]);
-    const published = () => readFileSync(join(ledgerDir, "checkpoint"), "utf8");
-    await vi.waitFor(() => expect(published()).toContain("test.example/ledger\n2\n"), bound);
+    const published = () => readFileSync(join(ledgerDir, String(shard.year), "checkpoint"), "utf8");
+    await vi.waitFor(() => expect(published()).toContain(`${origin}\n2\n`), bound);
     await first.close();
     const { batches, models } = {
       batches: await suite.store.collection("batches"),

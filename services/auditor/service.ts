@@ -5,7 +5,7 @@ import { type Lease, openLease, type Tenure } from "@curfew/event-log/lease.ts";
 import { openOutbox } from "@curfew/event-log/outbox.ts";
 import { openProducerTrust } from "@curfew/event-log/producer-key.ts";
 import { evidenceSettings } from "@curfew/event-log/topics.ts";
-import type { LogFiles } from "@curfew/ledger/directory.ts";
+import { policyInEachYear, yearOf } from "@curfew/ledger/shard.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { HealthState } from "@curfew/rpc/health.ts";
 import {
@@ -33,6 +33,7 @@ import { openPeople, type PeopleParts } from "./people/people.ts";
 import { openProjection, openReadModels } from "./projections.ts";
 import { openCosigned } from "./public-log/cosigned.ts";
 import { openPublicLog } from "./public-log/public-log.ts";
+import type { ShardFiles } from "./public-log/shard-files.ts";
 import type { Timestamping } from "./public-log/timestamp-settings.ts";
 import { openTimestampRows, type TimestampStatus } from "./public-log/timestamps.ts";
 import type { Witnessing } from "./public-log/witness-settings.ts";
@@ -50,12 +51,12 @@ const healthEveryMs = 1_000;
 export type AuditorServiceParts = ServiceParts & {
   /** The shared store of producers: who may have written a record, and what each says was acknowledged. */
   readonly epochs: Collection<EpochRow>;
-  /** The ledger's name, and that of its signing key; default: `<trust domain>/ledger`. */
+  /** The ledger's name; a shard's is `<origin>/<year>`. Default: `<trust domain>/ledger`. */
   readonly origin?: string;
-  /** Directory that is kept a c2sp.org/tlog-tiles log of the ledger; absent: none. */
+  /** Directory in which a folder for each year is kept a c2sp.org/tlog-tiles log of that shard; absent: none. */
   readonly ledgerDir?: string;
   /** Where they are kept in place of that directory. */
-  readonly ledgerFiles?: LogFiles;
+  readonly ledgerFiles?: ShardFiles;
   /** `min.insync.replicas` that every topic must have; absent: whatever it has. */
   readonly minInsync?: number;
   /** Records compared again with the ledger a second, at most; default: 1,000. */
@@ -151,6 +152,13 @@ const sealing =
     }
   };
 
+/** A policy names the ledger in one year. */
+const inAllYears = (parts: AuditorServiceParts): AuditorServiceParts => {
+  const { witnessing, clock } = parts;
+  if (!witnessing) return parts;
+  return { ...parts, witnessing: { ...witnessing, policy: policyInEachYear(witnessing.policy, clock.now()) } };
+};
+
 /** All that is not served: the ledger, what is derived from it, and what is recorded about it. Throws ConfigError for witnesses of another ledger. */
 const openCore = async (parts: AuditorServiceParts) => {
   const { store, bus, clock, log } = parts;
@@ -158,7 +166,8 @@ const openCore = async (parts: AuditorServiceParts) => {
   const origin = parts.origin ?? `${parts.trustDomain}/ledger`;
   const keys = ledgerKeys(parts.keyring, origin);
   const seal = sealOf(origin, keys);
-  if (parts.witnessing) checkPolicy(parts.witnessing.policy, seal.verifierKeys());
+  const { witnessing } = parts;
+  if (witnessing) checkPolicy(witnessing.policy, seal.verifierKeys(yearOf(clock.now())));
   const waker = openWaker(name, parts);
   const outbox = await openOutbox({ ...parts, service: name, topic: topicNames.evidence, wake: waker.wake });
   const batches = await store.collection<BatchDoc>("batches");
@@ -175,7 +184,7 @@ const openCore = async (parts: AuditorServiceParts) => {
   const { latest } = follower;
   const topics = openTopicWatch({ bus, drifts, latest, wanted: wantedSettings(parts.minInsync), clock, log });
   const passes = await store.collection<PassRow>("passes");
-  const cosigning = parts.witnessing && { policy: parts.witnessing.policy, rows: await openCosigned(store) };
+  const cosigning = witnessing && { policy: witnessing.policy, rows: await openCosigned(store) };
   const clocks = { cosigning, stamped: parts.timestamping && (await openTimestampRows(store)) };
   const size = () => latest()?.size ?? 0;
   const rotateKey = (signal: AbortSignal) => watchKeyRotation({ outbox, keys, origin, size, clock, log }, signal);
@@ -183,7 +192,8 @@ const openCore = async (parts: AuditorServiceParts) => {
 };
 
 /** Seals the five topics while it holds the lease, and answers from what it or another replica has sealed. */
-export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> => {
+export const openAuditor = async (given: AuditorServiceParts): Promise<Auditor> => {
+  const parts = inAllYears(given);
   const { bus, clock, random, log, instance, reverifyPerSecond: perSecond = defaultPerSecond } = parts;
   const core = await openCore(parts);
   const { waker, outbox, batches, follower, ledger, topics } = core;
@@ -202,7 +212,7 @@ export const openAuditor = async (parts: AuditorServiceParts): Promise<Auditor> 
   const people = openPeople({ ...parts, ...core });
   people.failed.catch(failed.reject);
   const latestBatch = () => follower.latest()?.batch ?? 0;
-  const tiles = await openPublicLog(parts, { batches, ledger, latest: latestBatch });
+  const tiles = await openPublicLog(parts, core);
   const { commits } = outbox.streams;
   const health = openEvidenceHealth({ ...core, ...tiles.face, commits, bus, clock, log });
   const server = await serve(parts, [

@@ -24,6 +24,7 @@ import { embeddedTopics } from "@curfew/event-log/topics.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import type { LogRecord } from "@curfew/ledger/leaf.ts";
 import { parsePolicy } from "@curfew/ledger/policy.ts";
+import { yearOf } from "@curfew/ledger/shard.ts";
 import { authorization } from "@curfew/rpc/authorization.ts";
 import { openClient } from "@curfew/rpc/client.ts";
 import { createIdentitySource } from "@curfew/rpc/credentials.ts";
@@ -99,6 +100,7 @@ const seed = async ({ store, keyring }: Stores, size: number): Promise<void> => 
     );
     const { root, checkpoint, positions } = doc;
     await models.checkpoints.insert({
+      shard: doc.shard,
       _id: checkpointId(number),
       batch: number,
       first: doc.first,
@@ -170,7 +172,7 @@ const openService = async ({ store, bus, keyring }: Stores) => {
     await follower.close();
     await outbox.close();
   };
-  return { rpc: client.rpc, verifierKey: own.seal.verifierKeyAt(0), close };
+  return { rpc: client.rpc, verifierKey: own.seal.verifierKeyAt(yearOf(clock.now()), 0), close };
 };
 
 async function* piecesOf(answers: AsyncIterable<{ readonly piece: Uint8Array }>) {

@@ -3,7 +3,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { type Batch, emptyHead, type LedgerHead, makeBatch, maxBatchRecords } from "@curfew/auditor/domain.ts";
-import { origin, seal, verifierKey } from "@curfew/auditor/testing/rig.ts";
+import { origin, seal, shard, verifierKey } from "@curfew/auditor/testing/rig.ts";
 import { openCompleteness } from "@curfew/cli/log-completeness.ts";
 import { openLogDirectory } from "@curfew/cli/read-log.ts";
 import { HASH_BYTES } from "@curfew/ledger/hash.ts";
@@ -83,7 +83,10 @@ const grownTo = (size: number): { head: LedgerHead; edge: RightEdge } => {
     tiles.push(Buffer.concat(some(count % TILE_WIDTH)));
   const entries = Buffer.concat(Array.from({ length: size % TILE_WIDTH }, () => Buffer.of(0, 1, 7)));
   const frontier = new Frontier(size, some(frontierNodes(size).length));
-  return { head: { ...emptyHead, batch: size / maxBatchRecords, size, frontier }, edge: { size, entries, tiles } };
+  return {
+    head: { ...emptyHead, shard, batch: size / maxBatchRecords, size, frontier },
+    edge: { size, entries, tiles },
+  };
 };
 
 const growth = (rounds: number): Figure[] => {

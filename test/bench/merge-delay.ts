@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type BatchDoc, batchId } from "@curfew/auditor/domain.ts";
 import { publishTiles } from "@curfew/auditor/public-log/tile-log.ts";
-import { clock, partitions, quiet, seal, startAuditor, use, type World } from "@curfew/auditor/testing/rig.ts";
+import { clock, partitions, quiet, seal, shard, startAuditor, use, type World } from "@curfew/auditor/testing/rig.ts";
 import { openFiles } from "@curfew/auditor/testing/sequencer-process.ts";
 import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
@@ -52,7 +52,7 @@ const watchSizes = (dir: string) => {
   const watching = (async () => {
     while (!stop.signal.aborted) {
       const bytes = await files.read(CHECKPOINT_PATH);
-      const size = bytes ? seal.open(Buffer.from(bytes).toString()).size : 0;
+      const size = bytes ? seal.open(shard, Buffer.from(bytes).toString()).size : 0;
       if (size > (seen.at(-1)?.size ?? 0)) seen.push({ size, atMs: performance.now() });
       await clock.sleep(5, stop.signal);
     }
@@ -85,7 +85,7 @@ const measure = async (world: World, seconds: number): Promise<number[]> => {
   const auditor = await startAuditor(world);
   const stop = new AbortController();
   const latest = () => Number.POSITIVE_INFINITY;
-  const publishing = publishTiles({ files, batches, latest, seal, clock, log: quiet }, stop.signal);
+  const publishing = publishTiles({ files: () => files, batches, latest, seal, clock, log: quiet }, stop.signal);
   const watch = watchSizes(dir);
   try {
     const warmUp = await sendSteadily(world, 1); // everything is compiled, and every connection open

@@ -1,11 +1,11 @@
-import { use } from "@curfew/auditor/testing/rig.ts";
+import { clock, use } from "@curfew/auditor/testing/rig.ts";
 import { openChain } from "@curfew/event-log/chain.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import type { LogRecord } from "@curfew/ledger/leaf.ts";
 
 /** What is sealed in the benchmarks of the ledger. */
 
-export const sealedAtMs = 1_795_000_000_000;
+export const sealedAtMs = clock.now();
 
 /** Records as they come off the bus, for ever: real uses on three partitions, linked by their producer. */
 export const openRecords = () => {

@@ -39,7 +39,7 @@ const json = async (...args: string[]) => {
 };
 const keysOf = async (kind: string): Promise<{ key: string; state: string; verifierKey: string }[]> =>
   (await json("keys", "list")).filter((row: { kind: string }) => row.kind === kind);
-const published = () => readFileSync(join(data(), "ledger", "checkpoint"), "utf8");
+const published = () => readFileSync(join(data(), "ledger", String(new Date().getUTCFullYear()), "checkpoint"), "utf8");
 const opens = (verifierKey: string) => {
   try {
     return openCheckpoint(published(), parseVerifierKey(verifierKey)).size > 0;

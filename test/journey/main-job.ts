@@ -148,12 +148,12 @@ const prove = async (cast: Cast, tokenId: string): Promise<{ size: number; root:
     const { events } = await auditor.listEvents({ tokenId, type: "curfew.token.revoked.v1" });
     return events[0];
   });
-  const { leaf, inclusionProof, checkpoint, event } = await auditor.getEvent({
+  const { leaf, inclusionProof, checkpoint, event, shard } = await auditor.getEvent({
     which: { case: "eventId", value: revoked.eventId },
   });
-  const { verifierKey } = await auditor.getCheckpoint({});
+  const { verifierKey } = await auditor.getCheckpoint({ shard: shard?.year ?? 0 });
   const opened = openCheckpoint(checkpoint, parseVerifierKey(verifierKey));
-  const index = Number(event?.index ?? -1);
+  const index = Number(event?.index ?? -1) - Number(shard?.first ?? 0);
   if (!verifyInclusion(index, opened.size, leafHash(leaf), inclusionProof, opened.root))
     throw new Error("the inclusion proof of TokenRevoked does not lead to the signed checkpoint");
   const { ledgerSize } = await auditor.listEvents({ tokenId, pageSize: 1 });

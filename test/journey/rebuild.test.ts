@@ -40,12 +40,13 @@ it("the auditor's store comes back by a command: its read models from the batche
     return { code, out: code === 0 ? JSON.parse(out) : out, err };
   };
   const asAuditor = ["--as", "person/dana"];
+  const checkpointFile = join(dataDir, "ledger", String(new Date().getUTCFullYear()), "checkpoint");
   /** Every event of the ledger, once all of it is published. */
   const events = async () => {
     await vi.waitFor(async () => {
       const { out } = await curfew("audit", "checkpoint", ...asAuditor);
       expect(out.size).toBeGreaterThan(1);
-      expect(readFileSync(join(dataDir, "ledger/checkpoint"), "utf8")).toBe(out.checkpoint);
+      expect(readFileSync(checkpointFile, "utf8")).toBe(out.checkpoint);
     }, bound);
     return (await curfew("audit", "list", ...asAuditor)).out;
   };
@@ -58,7 +59,7 @@ it("the auditor's store comes back by a command: its read models from the batche
 
   await suite.close();
   // The suite seals events of its own for as long as it runs.
-  const published = () => Number(readFileSync(join(dataDir, "ledger/checkpoint"), "utf8").split("\n")[1]);
+  const published = () => Number(readFileSync(checkpointFile, "utf8").split("\n")[1]);
   const [rebuilt] = (await curfew("auditor", "rebuild")).out;
   expect(rebuilt.batches).toBeGreaterThan(0);
   expect(rebuilt.entries).toBeGreaterThanOrEqual(published());

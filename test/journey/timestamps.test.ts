@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseTimestamps } from "@curfew/auditor/public-log/timestamp-settings.ts";
 import { openTimestampRows, openTimestamps, timestampOf } from "@curfew/auditor/public-log/timestamps.ts";
-import { quiet, seal } from "@curfew/auditor/testing/rig.ts";
+import { quiet, seal, shard } from "@curfew/auditor/testing/rig.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
 import { openTimestamp, readAuthorities } from "@curfew/ledger/timestamp.ts";
 import { type Clock, systemClock } from "@curfew/runtime/clock.ts";
@@ -65,7 +65,8 @@ const open = async (answer?: (reply: Buffer) => Buffer, authority = tsa) => {
     url: server.url,
     authorities: readAuthorities(tsa.caPem),
     allow: [],
-    files,
+    files: () => files,
+    shard: () => shard,
     seal,
     rows,
     outbound: openOutbound({ allow: [server.host], clock: systemClock }),
@@ -80,7 +81,7 @@ const open = async (answer?: (reply: Buffer) => Buffer, authority = tsa) => {
     await running;
   });
   const publish = (size: number) =>
-    files.write([{ path: "checkpoint", bytes: Buffer.from(seal.sign(size, Buffer.alloc(32, size))) }]);
+    files.write([{ path: "checkpoint", bytes: Buffer.from(seal.sign(shard, size, Buffer.alloc(32, size))) }]);
   const sizes = async () => (await rows.find({ limit: 10 })).map(({ size }) => size);
   return { server, clock, advance, rows, timestamps, publish, sizes, said };
 };
@@ -103,7 +104,7 @@ describe.skipIf(process.env.ABSENT_PROGRAMS?.includes("openssl"))("the daily tim
 
     const [row] = await rows.find({ limit: 1 });
     if (!row) throw new Error("there is no row");
-    expect(row.checkpoint).toBe(seal.sign(5, Buffer.alloc(32, 5)));
+    expect(row.checkpoint).toBe(seal.sign(shard, 5, Buffer.alloc(32, 5)));
     const data = Buffer.from(row.checkpoint);
     expect(await tsa.accepts(row.response, { query: row.query })).toBe(true);
     expect(await tsa.accepts(row.response, { data })).toBe(true);

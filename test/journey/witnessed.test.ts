@@ -98,7 +98,7 @@ it.skipIf(process.env.ABSENT_PROGRAMS?.includes("openssl"))(
     const { ledger } = suite.endpoints;
     // Every start is on the log: there is something to seal.
     const published = async () => {
-      const response = await fetch(`${ledger}checkpoint`);
+      const response = await fetch(`${ledger}${new Date().getUTCFullYear()}/checkpoint`);
       if (response.status !== 200) return undefined;
       const { opened, ...cosigned } = openByPolicy(await response.text(), parsePolicy(policy));
       return { isGrown: opened.size > 0, ...cosigned };

@@ -4,7 +4,7 @@ import { type AddressInfo, createServer, connect as dial } from "node:net";
 import { type BatchDoc, emptyHead, type LedgerHead } from "@curfew/auditor/domain.ts";
 import { publishTiles } from "@curfew/auditor/public-log/tile-log.ts";
 import { openTileServer } from "@curfew/auditor/public-log/tile-server.ts";
-import { clock, growBy, quiet, seal, verifierKey } from "@curfew/auditor/testing/rig.ts";
+import { clock, growBy, quiet, seal, shard, verifierKey } from "@curfew/auditor/testing/rig.ts";
 import { signedHeaders } from "@curfew/ledger/aws-signature.ts";
 import { type Bucket, maxBucketBytes, openBucket } from "@curfew/ledger/bucket.ts";
 import { logFilesContract } from "@curfew/ledger/contract.ts";
@@ -162,23 +162,24 @@ describe("the ledger in a bucket", () => {
   let batches: Awaited<ReturnType<typeof openBatches>>;
   const sizeIn = async (files: LogFiles) => {
     const note = await files.read("checkpoint").catch(() => undefined);
-    return note ? seal.open(Buffer.from(note).toString()).size : -1;
+    return note ? seal.open(shard, Buffer.from(note).toString()).size : -1;
   };
   /** Publishes everything that is staged. */
   const publish = async (to: LogFiles, seenBy = to) => {
     const stop = new AbortController();
     const latest = () => head.batch;
-    const done = publishTiles({ files: to, batches, latest, seal, clock, log: quiet }, stop.signal);
+    const done = publishTiles({ files: () => to, batches, latest, seal, clock, log: quiet }, stop.signal);
     await expect.poll(() => sizeIn(seenBy), bound).toBe(head.size);
     stop.abort();
     await done;
   };
   const assertSound = async (files: LogFiles) => {
     const tree = { size: head.size, root: Buffer.from(head.frontier.root()).toString("base64") };
-    const server = await openTileServer(files, { host: "localhost", port: 0 }, quiet);
+    const server = await openTileServer(() => files, { host: "localhost", port: 0 }, quiet);
+    const logUrl = `${server.url}${shard.year}/`;
     try {
-      expect(await fsck(server.url, verifierKey, tree)).toMatchObject({ sound: true });
-      expect(await tlogcheck.log(server.url, policyOf(verifierKey), tree)).toMatchObject({ sound: true });
+      expect(await fsck(logUrl, verifierKey, tree)).toMatchObject({ sound: true });
+      expect(await tlogcheck.log(logUrl, policyOf(verifierKey), tree)).toMatchObject({ sound: true });
     } finally {
       await server.close();
     }

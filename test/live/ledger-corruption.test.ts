@@ -45,7 +45,7 @@ beforeAll(async () => {
   const files = openDirectory(log, { clock, random: systemRandom });
   const latest = () => Number.POSITIVE_INFINITY;
   const stop = new AbortController();
-  const publishing = publishTiles({ files, batches, latest, seal, clock, log: quiet }, stop.signal);
+  const publishing = publishTiles({ files: () => files, batches, latest, seal, clock, log: quiet }, stop.signal);
   const grownTo = (size: number) =>
     vi.waitFor(async () => expect((await files.read("checkpoint")) && claimed(log).size).toBe(size), bound);
   const head = await growBy(batches, emptyHead, small);

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { type BatchDoc, emptyHead, type LedgerHead } from "@curfew/auditor/domain.ts";
 import { publishTiles } from "@curfew/auditor/public-log/tile-log.ts";
 import { openTileServer, type TileServer } from "@curfew/auditor/public-log/tile-server.ts";
-import { clock, growBy, quiet, seal, verifierKey } from "@curfew/auditor/testing/rig.ts";
+import { clock, growBy, quiet, seal, shard, verifierKey } from "@curfew/auditor/testing/rig.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
@@ -30,9 +30,9 @@ let server: TileServer;
 beforeAll(async () => {
   await builtTools("verify");
   batches = await openBatches();
-  server = await openTileServer(openDirectory(dir, machine), { host: "localhost", port: 0 }, quiet);
+  server = await openTileServer(() => openDirectory(dir, machine), { host: "localhost", port: 0 }, quiet);
   publishing = publishTiles(
-    { files: openDirectory(dir, machine), batches, latest, seal, clock, log: quiet },
+    { files: () => openDirectory(dir, machine), batches, latest, seal, clock, log: quiet },
     stop.signal,
   );
 });
@@ -44,7 +44,7 @@ afterAll(async () => {
 });
 
 const treeIn = (of: string): Tree => {
-  const { size, root } = seal.open(readFileSync(join(of, "checkpoint"), "utf8"));
+  const { size, root } = seal.open(shard, readFileSync(join(of, "checkpoint"), "utf8"));
   return { size, root: Buffer.from(root).toString("base64") };
 };
 const grownTo = async (size: number): Promise<Tree> => {
@@ -60,16 +60,17 @@ const grownTo = async (size: number): Promise<Tree> => {
 
 describe("our ledger's files", () => {
   it("are accepted by fsck, by tlogcheck and by ours at every size, from files and over HTTP, while the log grows, each with the tree before it", async () => {
+    const logUrl = `${server.url}${shard.year}/`;
     let before: Tree | undefined;
     for (const size of [0, 1, 2, 3, 255, 256, 257, 65_535, 65_536, 65_537, 70_001]) {
       const tree = await grownTo(size);
       expect(tree.root).toBe(Buffer.from(head.frontier.root()).toString("base64"));
       expect(await fsck(dir, verifierKey, tree)).toMatchObject({ sound: true });
-      expect(await fsck(server.url, verifierKey, tree)).toMatchObject({ sound: true });
+      expect(await fsck(logUrl, verifierKey, tree)).toMatchObject({ sound: true });
       const remembered = before?.size ? before : undefined;
       expect(await tlogcheck.log(dir, policy, remembered)).toMatchObject({ sound: true });
-      expect(await tlogcheck.log(server.url, policy, remembered)).toMatchObject({ sound: true });
-      for (const from of [dir, server.url]) {
+      expect(await tlogcheck.log(logUrl, policy, remembered)).toMatchObject({ sound: true });
+      for (const from of [dir, logUrl]) {
         const args = ["--key", verifierKey, "--remember", join(scratch, "seen"), "-o", "json"];
         const verified = await curfew("verify", from, ...args);
         // The uses were made without a producer: of completeness it says so, and that is all.

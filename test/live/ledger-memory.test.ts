@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { clock, origin, seal, verifierKey } from "@curfew/auditor/testing/rig.ts";
+import { clock, origin, seal, shard, verifierKey } from "@curfew/auditor/testing/rig.ts";
 import { openChain } from "@curfew/event-log/chain.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { CHECKPOINT_PATH, openDirectory } from "@curfew/ledger/directory.ts";
@@ -37,7 +37,7 @@ const writeLedger = async (): Promise<void> => {
     await files.write(grown.files);
     ({ edge, frontier } = grown);
   }
-  const checkpoint = seal.sign(edge.size, frontier.root());
+  const checkpoint = seal.sign(shard, edge.size, frontier.root());
   await files.write([{ path: CHECKPOINT_PATH, bytes: Buffer.from(checkpoint) }]);
 };
 

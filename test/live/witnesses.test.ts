@@ -7,7 +7,7 @@ import { type BatchDoc, batchId, emptyHead, type LedgerHead } from "@curfew/audi
 import { newestCosigned, openCosigned } from "@curfew/auditor/public-log/cosigned.ts";
 import { publishTiles } from "@curfew/auditor/public-log/tile-log.ts";
 import { openWitnesses } from "@curfew/auditor/public-log/witnesses.ts";
-import { clock, growBy, seal, verifierKey } from "@curfew/auditor/testing/rig.ts";
+import { clock, growBy, origin, seal, shard, verifierKey } from "@curfew/auditor/testing/rig.ts";
 import { formatAddCheckpoint } from "@curfew/ledger/add-checkpoint.ts";
 import { openDirectory } from "@curfew/ledger/directory.ts";
 import { openByPolicy, parsePolicy } from "@curfew/ledger/policy.ts";
@@ -33,7 +33,6 @@ import {
 
 /** Our log before a witness of others' making, their log before ours, and both before both. */
 
-const origin = "test.example/ledger";
 const scratch = mkdtempSync(join(tmpdir(), "curfew-witnesses-"));
 const bound = { timeout: 60_000, interval: 50 };
 const machine = { clock, random: systemRandom };
@@ -69,14 +68,14 @@ const openLedger = async (dir: string, text: string) => {
   const stop = new AbortController();
   const latest = () => Number.POSITIVE_INFINITY;
   const witnessed = { witnesses, rows };
-  const publishing = publishTiles({ files, batches, latest, seal, witnessed, clock, log }, stop.signal);
+  const publishing = publishTiles({ files: () => files, batches, latest, seal, witnessed, clock, log }, stop.signal);
   publishing.catch(() => undefined);
   let head: LedgerHead = emptyHead;
   const standing = () =>
     existsSync(join(dir, "checkpoint")) ? readFileSync(join(dir, "checkpoint"), "utf8") : undefined;
   const sizeThere = () => {
     const note = standing();
-    return note === undefined ? -1 : seal.open(note).size;
+    return note === undefined ? -1 : seal.open(shard, note).size;
   };
   return {
     dir,

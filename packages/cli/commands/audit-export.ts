@@ -4,11 +4,11 @@ import { BreachService } from "@curfew/contracts/gen/curfew/breach/v1/breach_pb.
 import { buildCommand } from "@stricli/core";
 import { type Connection, type ConnectionFlags, onConnection } from "../connection.ts";
 import { CommandFailed, exitCode } from "../exit.ts";
-import { connectionFlags, parseTime } from "../flags.ts";
+import { connectionFlags, parseTime, type ShardFlags, shardFlag } from "../flags.ts";
 import { writeNewFile } from "../new-file.ts";
 import { openProgress, printOne } from "../output.ts";
 
-interface ExportFlags extends ConnectionFlags {
+interface ExportFlags extends ConnectionFlags, ShardFlags {
   readonly case?: string;
   readonly token?: string;
   readonly from?: Date;
@@ -62,6 +62,7 @@ export const exportBundle = buildCommand({
   parameters: {
     flags: {
       ...connectionFlags,
+      ...shardFlag,
       case: text("a case: its events, its signals, all about its token, and its drafts", "CASE"),
       token: text("all about a token", "TOKEN"),
       from: moment("only what was sealed at or after"),
@@ -72,11 +73,18 @@ export const exportBundle = buildCommand({
     aliases: { o: "out" },
   },
   func: (flags: ExportFlags) => {
-    const { case: caseId = "", token: tokenId = "", from, to, out } = checked(flags);
+    const { case: caseId = "", token: tokenId = "", from, to, out, shard } = checked(flags);
     return onConnection(flags, async (connection) => {
       const auditor = connection.service(AuditorService, "auditor");
       const along = await draftsOf(connection, flags);
-      const answers = auditor.exportBundle({ caseId, tokenId, ...time("from", from), ...time("to", to), ...along });
+      const answers = auditor.exportBundle({
+        caseId,
+        tokenId,
+        shard,
+        ...time("from", from),
+        ...time("to", to),
+        ...along,
+      });
       const bytes = await writeNewFile(out, piecesOf(answers));
       const { verifierKey } = await auditor.getCheckpoint({});
       printOne("table", { bundle: out, bytes: String(bytes), drafts: String(along.drafts.length) });

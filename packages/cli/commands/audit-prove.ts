@@ -3,10 +3,10 @@ import { verifyConsistency, verifyInclusion } from "@curfew/ledger/proof.ts";
 import { buildCommand } from "@stricli/core";
 import { type ConnectionFlags, onConnection } from "../connection.ts";
 import { CommandFailed, exitCode } from "../exit.ts";
-import { connectionFlags, outputAlias, outputFlag, parseCount } from "../flags.ts";
+import { connectionFlags, outputAlias, outputFlag, parseCount, type ShardFlags, shardFlag } from "../flags.ts";
 import { type Format, printOne } from "../output.ts";
 
-interface ProveFlags extends ConnectionFlags {
+interface ProveFlags extends ConnectionFlags, ShardFlags {
   readonly output: Format;
   readonly index?: number;
   readonly from?: number;
@@ -27,7 +27,14 @@ export const prove = buildCommand({
     flags: {
       ...connectionFlags,
       ...outputFlag,
-      index: { kind: "parsed", parse: parseCount, brief: "index of the leaf", optional: true, placeholder: "N" },
+      ...shardFlag,
+      index: {
+        kind: "parsed",
+        parse: parseCount,
+        brief: "index of the leaf in its year's tree",
+        optional: true,
+        placeholder: "N",
+      },
       from: {
         kind: "parsed",
         parse: parseCount,
@@ -47,12 +54,12 @@ export const prove = buildCommand({
   },
   func: (flags: ProveFlags) =>
     onConnection(flags, async (connection) => {
-      const { index, from, output } = flags;
+      const { index, from, output, shard } = flags;
       if ((index === undefined) === (from === undefined))
         throw new CommandFailed(exitCode.usage, "name either a leaf (--index) or an earlier tree (--from)");
       const auditor = connection.service(AuditorService, "auditor");
       if (index !== undefined) {
-        const answer = await auditor.proveInclusion({ index: BigInt(index), size: BigInt(flags.size) });
+        const answer = await auditor.proveInclusion({ index: BigInt(index), size: BigInt(flags.size), shard });
         const { leafHash, proof, root, checkpoint } = answer;
         const size = Number(answer.size);
         must(verifyInclusion(index, size, leafHash, proof, root));
@@ -60,7 +67,7 @@ export const prove = buildCommand({
         return;
       }
       const older = from as number;
-      const answer = await auditor.proveConsistency({ from: BigInt(older), to: BigInt(flags.size) });
+      const answer = await auditor.proveConsistency({ from: BigInt(older), to: BigInt(flags.size), shard });
       const { proof, fromRoot, toRoot, checkpoint } = answer;
       must(verifyConsistency(older, Number(answer.to), proof, fromRoot, toRoot));
       const size = Number(answer.to);

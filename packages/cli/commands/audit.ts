@@ -13,7 +13,15 @@ import { verifyInclusion } from "@curfew/ledger/proof.ts";
 import { buildCommand, buildRouteMap } from "@stricli/core";
 import { type ConnectionFlags, onConnection } from "../connection.ts";
 import { CommandFailed, exitCode } from "../exit.ts";
-import { connectionFlags, outputAlias, outputFlag, parseLimit, parseTime } from "../flags.ts";
+import {
+  connectionFlags,
+  outputAlias,
+  outputFlag,
+  parseLimit,
+  parseTime,
+  type ShardFlags,
+  shardFlag,
+} from "../flags.ts";
 import { type Format, printOne, printRows, standardOutput } from "../output.ts";
 import { exportBundle } from "./audit-export.ts";
 
@@ -114,7 +122,8 @@ const provenTreeSize = (answer: GetEventResponse, verifierKey: string): number |
     const { size, root } = openCheckpoint(answer.checkpoint, parseVerifierKey(verifierKey));
     const { headers } = fromBinary(LedgerEntrySchema, answer.leaf);
     const isThisEvent = headers.some(({ name, value }) => name === "ce_id" && value === answer.event?.eventId);
-    const index = Number(answer.event?.index ?? -1);
+    // As the shard counts.
+    const index = Number(answer.event?.index ?? -1) - Number(answer.shard?.first ?? 0);
     return isThisEvent && verifyInclusion(index, size, leafHash(answer.leaf), answer.inclusionProof, root)
       ? size
       : undefined;
@@ -150,7 +159,7 @@ const show = buildCommand({
       const answer = await auditor.getEvent({
         which: /^\d{1,15}$/.test(which) ? { case: "index", value: BigInt(which) } : { case: "eventId", value: which },
       });
-      const { verifierKey } = await auditor.getCheckpoint({});
+      const { verifierKey } = await auditor.getCheckpoint({ shard: answer.shard?.year ?? 0 });
       if (!answer.event) throw new Error("the auditor answered without an event");
       const treeSize = provenTreeSize(answer, verifierKey);
       printOne(flags.output, {
@@ -164,13 +173,20 @@ const show = buildCommand({
 });
 
 const checkpoint = buildCommand({
-  docs: { brief: "Print the newest signed checkpoint (C2SP tlog-checkpoint)" },
-  parameters: { flags: { ...connectionFlags, ...outputFlag }, aliases: outputAlias },
-  func: (flags: AuditFlags) =>
+  docs: { brief: "Print the newest signed checkpoint, or the last one of a year (C2SP tlog-checkpoint)" },
+  parameters: { flags: { ...connectionFlags, ...outputFlag, ...shardFlag }, aliases: outputAlias },
+  func: (flags: AuditFlags & ShardFlags) =>
     onConnection(flags, async (connection) => {
-      const answer = await connection.service(AuditorService, "auditor").getCheckpoint({});
+      const answer = await connection.service(AuditorService, "auditor").getCheckpoint({ shard: flags.shard });
+      const { checkpoint: note, size, verifierKey, shard } = answer;
       if (flags.output === "json")
-        printOne("json", { checkpoint: answer.checkpoint, size: Number(answer.size), verifierKey: answer.verifierKey });
+        printOne("json", {
+          checkpoint: note,
+          size: Number(size),
+          verifierKey,
+          shard: shard?.year,
+          first: Number(shard?.first),
+        });
       else standardOutput.write(answer.checkpoint);
     }),
 });

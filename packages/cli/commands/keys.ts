@@ -5,6 +5,7 @@ import { KeyringError } from "@curfew/keyring/key-files.ts";
 import { openKeyring, pepperActivationMs } from "@curfew/keyring/keyring.ts";
 import type { SigningKey } from "@curfew/keyring/signing-keys.ts";
 import { verifierKeyText } from "@curfew/ledger/note-key.ts";
+import { shardOrigin, yearOf } from "@curfew/ledger/shard.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import { NotPrivate } from "@curfew/runtime/exclusive.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
@@ -79,6 +80,13 @@ const demand = (keys: Keys, kind: Kind) => {
 
 const isoIn = (ms: number) => new Date(systemClock.now() + ms).toISOString();
 
+/** In this year's tree, and in the next one's, so that clients and witnesses can have it before. */
+const verifierKeys = (name: string, { publicKey }: Pick<SigningKey, "publicKey">) => {
+  const year = yearOf(systemClock.now());
+  const of = (each: number) => verifierKeyText(shardOrigin(name, each), publicKey);
+  return { verifierKey: of(year), nextYear: of(year + 1) };
+};
+
 const ledgerRows = ({ keyring, ledger }: Keys) => {
   const name = ledger();
   const all = keyring.signingKeys(name);
@@ -92,7 +100,7 @@ const ledgerRows = ({ keyring, ledger }: Keys) => {
     kind: "ledger",
     key: String(key.number),
     state: stateOf(key),
-    verifierKey: verifierKeyText(name, key.publicKey),
+    ...verifierKeys(name, key),
   }));
 };
 
@@ -134,11 +142,11 @@ const list = buildCommand({
 const rotations: { readonly [K in Kind]: (keys: Keys) => Record<string, unknown> } = {
   ledger: ({ keyring, ledger }) => {
     const name = ledger();
-    const { number, publicKey } = keyring.rotateSigningKey(name);
+    const key = keyring.rotateSigningKey(name);
     say(
       "the auditor seals within seconds that both keys say so; every checkpoint from then on is by the new key, and by the old one beside it until curfew keys retire ledger: give clients and witnesses the new one before",
     );
-    return { kind: "ledger", key: String(number), verifierKey: verifierKeyText(name, publicKey) };
+    return { kind: "ledger", key: String(key.number), ...verifierKeys(name, key) };
   },
   pepper: ({ keyring }) => {
     const { current } = keyring.peppers();

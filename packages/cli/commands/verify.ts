@@ -1,12 +1,14 @@
 import { statSync } from "node:fs";
 import { NoteError, within } from "@curfew/ledger/note-error.ts";
 import { type Policy, parsePolicy } from "@curfew/ledger/policy.ts";
+import { policyInEachYear } from "@curfew/ledger/shard.ts";
 import { readAuthorities, TimestampRefused } from "@curfew/ledger/timestamp.ts";
+import { systemClock } from "@curfew/runtime/clock.ts";
 import { buildCommand } from "@stricli/core";
 import { CommandFailed, exitCode } from "../exit.ts";
 import { outputAlias, outputFlag } from "../flags.ts";
 import { readProducerTrust } from "../log-completeness.ts";
-import { openLogDirectory, openLogUrl } from "../read-log.ts";
+import { openShards } from "../read-log.ts";
 import { readSmall } from "../read-small.ts";
 import { verifyBundle } from "../verify-bundle.ts";
 import { type VerifyFlags, verifyLedger } from "../verify-ledger.ts";
@@ -15,7 +17,9 @@ const maxKeyLength = 1_024;
 const maxPolicyBytes = 262_144;
 const maxCaBytes = 1_000_000;
 
-/** Whom to believe: one key, or what a policy asks for. */
+const inYears = (text: string | Uint8Array): Policy => policyInEachYear(parsePolicy(text), systemClock.now());
+
+/** Whom to believe: one key, or what a policy asks for. A year's key stands for the ledger's in all years. */
 const trusted = async ({ key, policy }: VerifyFlags): Promise<Policy> => {
   if ((key === undefined) === (policy === undefined))
     throw new CommandFailed(
@@ -23,11 +27,10 @@ const trusted = async ({ key, policy }: VerifyFlags): Promise<Policy> => {
       "give --key VKEY or --policy FILE: neither a log nor a bundle can say whom to believe",
     );
   try {
-    if (key !== undefined)
-      return within("--key", () => parsePolicy(`log ${key.slice(0, maxKeyLength)}\nquorum none\n`));
+    if (key !== undefined) return within("--key", () => inYears(`log ${key.slice(0, maxKeyLength)}\nquorum none\n`));
     const file = policy as string;
     const text = await readSmall(file, maxPolicyBytes);
-    return within(file, () => parsePolicy(text));
+    return within(file, () => inYears(text));
   } catch (error) {
     if (!(error instanceof NoteError)) throw error;
     throw new CommandFailed(exitCode.usage, error.message);
@@ -43,11 +46,6 @@ const isDirectory = (target: string): boolean => {
 };
 
 const isUrl = (target: string) => /^https?:/i.test(target);
-
-const openTarget = async (target: string) => {
-  if (isUrl(target)) return openLogUrl(target);
-  return await openLogDirectory(target);
-};
 
 /** DER of the authorities (PEM) to which that of a time-stamp authority may lead. */
 const readTsaAuthorities = async (file: string): Promise<readonly Uint8Array[]> => {
@@ -74,7 +72,7 @@ export const verify = buildCommand({
   docs: {
     brief: "Verify a whole ledger, or an evidence bundle, to the last byte; needs no server of ours",
     fullDescription:
-      "DIR or URL is a c2sp.org/tlog-tiles log, ours or another's; FILE is what curfew audit export wrote. Two verdicts: integrity (nothing that was sealed was changed, removed or inserted) and completeness (everything that was produced was sealed; for a ledger of Curfew). Exit 0: both hold; 1: integrity is broken, and the file and why are named; 3: incomplete; 4: neither a log nor a bundle, or it cannot be read. A log that was rolled back or forked looks sound to who never saw it before: --remember FILE keeps its last checkpoint and compares it the next time.",
+      "DIR or URL is a c2sp.org/tlog-tiles log, ours or another's, or the whole ledger of Curfew, which has such a log for each year below it; FILE is what curfew audit export wrote. Two verdicts: integrity (nothing that was sealed was changed, removed or inserted) and completeness (everything that was produced was sealed; for a ledger of Curfew). Exit 0: both hold; 1: integrity is broken, and the file and why are named; 3: incomplete; 4: neither a log nor a bundle, or it cannot be read. A log that was rolled back or forked looks sound to who never saw it before: --remember FILE keeps its last checkpoint and compares it the next time.",
   },
   parameters: {
     flags: {
@@ -82,7 +80,7 @@ export const verify = buildCommand({
       key: {
         kind: "parsed",
         parse: String,
-        brief: "verifier key of the log, NAME+ID+BASE64, as its operator publishes it",
+        brief: "verifier key of the log, NAME+ID+BASE64, as its operator publishes it; that of one year stands for all",
         optional: true,
         placeholder: "VKEY",
       },
@@ -137,11 +135,11 @@ export const verify = buildCommand({
     if (!isUrl(target) && !isDirectory(target)) return await verifyFile(flags, policy, target);
     if (flags.tsaCa !== undefined)
       throw new CommandFailed(exitCode.usage, "--tsa-ca is for a bundle: a log has no timestamps in it");
-    const source = await openTarget(target);
+    const shards = await openShards(target);
     try {
-      await verifyLedger(source, policy, flags);
+      await verifyLedger(shards, policy, flags);
     } finally {
-      source.close();
+      for (const { source } of shards) source.close();
     }
   },
 });

@@ -11,6 +11,7 @@ import {
   parseCosignerKey,
   parseVerifierKey,
 } from "@curfew/ledger/note-key.ts";
+import { inEachYear } from "@curfew/ledger/shard.ts";
 import type { WitnessedLogs } from "@curfew/ledger/witness.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import { address, Mistake } from "@curfew/runtime/config.ts";
@@ -37,9 +38,10 @@ const keyFile = "cosigner";
 
 const wrong = (text: string) => new CommandFailed(exitCode.usage, text);
 
-/** `VKEY`, or `VKEY ORIGIN` for a log whose key has another name. */
+/** `VKEY`, or `VKEY ORIGIN` for a log whose key has another name. A ledger of Curfew that is named in one year is known in all. */
 const readLogs = (given: readonly string[]): WitnessedLogs => {
   const logs = new Map<string, ReturnType<typeof parseVerifierKey>[]>();
+  const seen = new Set<string>();
   for (const [i, text] of given.entries()) {
     const [, vkey = "", origin] = /^(\S+)(?: (.+))?$/.exec(text) ?? [];
     within(`--log number ${i + 1}`, () => {
@@ -47,10 +49,14 @@ const readLogs = (given: readonly string[]): WitnessedLogs => {
       if (key.type !== ED25519) throw new NoteError("a log's key is of type 1 (Ed25519)");
       const name = origin ?? key.name;
       if (name.length > maxOriginLength || /\p{Cc}/u.test(name)) throw new NoteError("this is no origin");
-      const keys = logs.get(name) ?? [];
-      if (keys.some((other) => other.name === key.name && other.keyId === key.keyId))
-        throw new NoteError("this key is given twice");
-      logs.set(name, [...keys, key]);
+      if (seen.has(`${name} ${vkey}`)) throw new NoteError("this key is given twice");
+      seen.add(`${name} ${vkey}`);
+      for (const each of origin === undefined ? inEachYear(key, systemClock.now()) : [key]) {
+        const log = origin ?? each.name;
+        const keys = logs.get(log) ?? [];
+        if (!keys.some((other) => other.name === each.name && other.keyId === each.keyId))
+          logs.set(log, [...keys, each]);
+      }
     });
   }
   return logs;
@@ -84,7 +90,8 @@ const start = async (flags: WitnessFlags, steps: ShutdownStep[], log: ReturnType
     throw wrong(`cannot listen on ${host}:${port}: ${error.code === "EADDRINUSE" ? "the port is taken" : error.code}`);
   });
   steps.push({ name: "server", close: () => server.close() });
-  say(`witness ${name} of ${[...logs.keys()].join(", ")}; for the policies of those who rely on it:`);
+  const named = flags.log.map((text) => text.split("+", 1)[0]);
+  say(`witness ${name} of ${named.join(", ")}; for the policies of those who rely on it:`);
   standardOutput.write(`witness ${name} ${cosignerKeyText(name, privateKey)} ${server.url}\n`);
 };
 

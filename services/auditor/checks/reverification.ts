@@ -1,12 +1,12 @@
 import type { Collection } from "@curfew/document-store/port.ts";
 import type { Bus } from "@curfew/event-log/bus.ts";
-import type { LogFiles } from "@curfew/ledger/directory.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import { type BatchDoc, LedgerBroken } from "../domain.ts";
 import type { Follower } from "../follower.ts";
 import { Interrupted, type Ledger } from "../ledger.ts";
 import type { ReadModels } from "../projections.ts";
+import type { ShardFiles } from "../public-log/shard-files.ts";
 import type { DriftLog } from "./drift-log.ts";
 import { goRound, type PassRow } from "./passes.ts";
 import { reverifyLedger } from "./reverify-ledger.ts";
@@ -23,7 +23,7 @@ export const reverification = (parts: {
   readonly batches: Collection<BatchDoc>;
   readonly models: ReadModels;
   readonly ledger: Ledger;
-  readonly files: LogFiles | undefined;
+  readonly files: ShardFiles | undefined;
   readonly follower: Pick<Follower, "latest">;
   readonly drifts: DriftLog;
   readonly topics: Pick<TopicWatch, "compare">;

@@ -4,8 +4,9 @@ import { CHECKPOINT_PATH, type LogFiles } from "@curfew/ledger/directory.ts";
 import { sameHash } from "@curfew/ledger/hash.ts";
 import { parseTilePath, TILE_WIDTH, tilePath } from "@curfew/ledger/tile.ts";
 import { emptyEdge, growTiles, type TileFile } from "@curfew/ledger/tile-writer.ts";
-import type { Seal } from "../domain.ts";
+import type { Seal, Shard } from "../domain.ts";
 import type { Ledger } from "../ledger.ts";
+import type { ShardFiles } from "../public-log/shard-files.ts";
 import type { Drift } from "./drift.ts";
 import type { DriftLog } from "./drift-log.ts";
 import type { Compared } from "./passes.ts";
@@ -20,18 +21,18 @@ const isOutgrown = (path: string, size: number): boolean => {
   return width < TILE_WIDTH && (index + 1) * TILE_WIDTH <= below;
 };
 
-const driftOfFile = (setting: string, expected: string, seen: string): Drift => {
-  return { cause: DriftCause.LEDGER_FILE, topic: "", setting, expected, seen };
+const driftOfFile = ({ year }: Shard, path: string, expected: string, seen: string): Drift => {
+  return { cause: DriftCause.LEDGER_FILE, topic: "", setting: `${year}/${path}`, expected, seen };
 };
 
-/** The checkpoint that is published, or what is wrong with it. */
-const openPublished = async (files: LogFiles, seal: Seal) => {
+/** The checkpoint that is published of a shard, or what is wrong with it. */
+const openPublished = async (files: LogFiles, seal: Seal, shard: Shard) => {
   const bytes = (await files.read(CHECKPOINT_PATH)) ?? new Uint8Array();
   if (bytes.length === 0) return undefined;
   try {
-    return seal.open(Buffer.from(bytes).toString());
+    return seal.open(shard, Buffer.from(bytes).toString());
   } catch {
-    return driftOfFile(CHECKPOINT_PATH, "a checkpoint that this ledger signed", sha256(bytes));
+    return driftOfFile(shard, CHECKPOINT_PATH, "a checkpoint that this ledger signed", sha256(bytes));
   }
 };
 
@@ -41,49 +42,64 @@ const isReplaced = async (files: LogFiles, path: string): Promise<boolean> => {
   return width < TILE_WIDTH && (await files.read(tilePath({ level, index, width: TILE_WIDTH }))) !== undefined;
 };
 
-/** Undefined where the file is as the staged batches lead to. */
-const compareFile = async (files: LogFiles, { path, bytes }: TileFile, size: number): Promise<Drift | undefined> => {
+/** Undefined where the file is as the staged batches lead to; `size`: of the shard's published tree. */
+const compareFile = async (
+  files: LogFiles,
+  { path, bytes }: TileFile,
+  shard: Shard,
+  size: number,
+): Promise<Drift | undefined> => {
   const there = await files.read(path);
   if (there ? Buffer.compare(there, bytes) === 0 : isOutgrown(path, size) || (await isReplaced(files, path)))
     return undefined;
-  return driftOfFile(path, sha256(bytes), there ? sha256(there) : "");
+  return driftOfFile(shard, path, sha256(bytes), there ? sha256(there) : "");
 };
 
 /**
  * One pass over every staged batch: each is made again and compared with itself, its checkpoint and the batch before it, and the published files
- * with what the batches lead to, up to the checkpoint that is published as the pass begins. Answers the entries compared. Rejects with
+ * with what the batches lead to, up to the checkpoint that is published as the pass comes to the shard. Answers the entries compared. Rejects with
  * LedgerBroken.
  */
 export const reverifyLedger = async (
   parts: {
     readonly ledger: Pick<Ledger, "verifyAll">;
     readonly seal: Seal;
-    readonly files: LogFiles | undefined;
+    readonly files: ShardFiles | undefined;
     readonly drifts: Pick<DriftLog, "found" | "settle">;
   },
   compared: Compared,
   signal: AbortSignal,
 ): Promise<number> => {
   const { ledger, seal, files, drifts } = parts;
-  const published = files && (await openPublished(files, seal));
   let found: Drift | undefined;
   const report = async (drift: Drift | undefined) => {
     if (drift && !found) await drifts.found(drift);
     found ??= drift;
   };
-  if (published && "seen" in published) await report(published);
-  const upTo = published && "root" in published ? published : undefined;
+  let shard: Shard | undefined;
+  let upTo: ReturnType<Seal["open"]> | undefined;
   let edge = emptyEdge;
   let size = 0;
+  const enter = async (next: Shard, from: LogFiles) => {
+    const published = await openPublished(from, seal, next);
+    if (published && "seen" in published) await report(published);
+    upTo = published && "root" in published ? published : undefined;
+    shard = next;
+    edge = emptyEdge;
+  };
   await ledger.verifyAll(async ({ doc, nodes, head, number }) => {
     size = head.size;
     await compared(doc.leaves.length, `batch ${number}`);
-    if (!files || !upTo || head.size > upTo.size) return;
+    const its = files?.(head.shard.year);
+    if (!its) return;
+    if (shard?.year !== head.shard.year) await enter(head.shard, its);
+    if (!upTo || head.size > upTo.size) return;
     if (head.size === upTo.size && !sameHash(upTo.root, doc.root))
-      await report(driftOfFile(CHECKPOINT_PATH, hex(doc.root), hex(upTo.root)));
+      await report(driftOfFile(head.shard, CHECKPOINT_PATH, hex(doc.root), hex(upTo.root)));
     const grown = growTiles(edge, doc.leaves, nodes);
     edge = grown.edge;
-    for (const file of grown.files) await report(await compareFile(files, file, upTo.size));
+    const inShard = upTo.size - head.shard.first;
+    for (const file of grown.files) await report(await compareFile(its, file, head.shard, inShard));
   }, signal);
   signal.throwIfAborted();
   await drifts.settle(({ cause }) => cause === DriftCause.LEDGER_FILE, found ? [found] : []);

@@ -39,7 +39,7 @@ const driftAt = (
   sealed: SealedPlace | undefined,
   record: InRecord | undefined,
 ): Drift | undefined => {
-  const seen = record && leafHash(encodeLeaf(record, sealed?.sealedAtMs ?? 0).leaf);
+  const seen = record && leafHash(encodeLeaf(record, sealed?.sealedAtMs ?? 0, sealed?.opening).leaf);
   if (sealed && seen && sameHash(sealed.leafHash, seen)) return undefined;
   const offset = sealed?.offset ?? record?.offset ?? 0;
   const changed = offset === 0 ? DriftCause.RECREATED : DriftCause.RECORD_CHANGED;

@@ -1,6 +1,6 @@
 import type { Collection } from "@curfew/document-store/port.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
-import { decodeLeaf } from "@curfew/ledger/leaf.ts";
+import { decodeLeaf, type ShardOpening } from "@curfew/ledger/leaf.ts";
 import { type BatchDoc, batchId, LedgerBroken, nextOffset } from "../domain.ts";
 import { type CheckpointRow, checkpointId } from "../projections.ts";
 
@@ -17,6 +17,8 @@ export interface SealedPlace {
   readonly index: number;
   readonly leafHash: Uint8Array;
   readonly sealedAtMs: number;
+  /** What its leaf states beside the record. */
+  readonly opening: ShardOpening | undefined;
 }
 
 type Partition = { readonly topic: string; readonly partition: number };
@@ -67,8 +69,8 @@ export async function* sealedPlaces(
     for (const [at, leaf] of doc.leaves.entries()) {
       const record = decodeLeaf(leaf);
       if (record.topic !== topic || record.partition !== partition || record.offset < offset) continue;
-      const { sealedAtMs } = record;
-      yield { offset: record.offset, index: doc.first + at, leafHash: leafHash(leaf), sealedAtMs };
+      const { sealedAtMs, opening } = record;
+      yield { offset: record.offset, index: doc.first + at, leafHash: leafHash(leaf), sealedAtMs, opening };
     }
     offset = Math.max(offset + 1, nextOffset(doc.positions, topic, partition));
     low = number + 1;

@@ -40,6 +40,7 @@ import {
   quiet,
   seal,
   sendOn,
+  shard,
   startAuditor,
   tokenEvent,
   tokenId,
@@ -255,10 +256,11 @@ describe("an exported bundle", () => {
     expect(alone.checkpoint.witnesses).toEqual([]);
     const [latest] = await auditor.models.checkpoints.find({ order: -1, limit: 1 });
     const { size = 0, checkpoint = "" } = latest ?? {};
+    const cosignedCheckpoint = (line: string) => checkpoint + line.slice(line.indexOf("\n\n") + 2);
     const line = signNote(checkpoint.slice(0, checkpoint.indexOf("\n\n") + 1), [
       noteCosigner("w.example/w", privateKey, 77),
     ]);
-    await rows.insert({ _id: cosignedId(size), size, checkpoint: checkpoint + line.slice(line.indexOf("\n\n") + 2) });
+    await rows.insert({ _id: cosignedId(size), shard, size, checkpoint: cosignedCheckpoint(line) });
     const bytes = await exporter.bytes(request);
     const cosigned = await openBundle(sourceOf(bytes), wanted);
     expect(cosigned.checkpoint.witnesses).toEqual([{ name: "w", seconds: 77 }]);
@@ -279,10 +281,11 @@ describe("an exported bundle", () => {
       const stamp = async (size: number, checkpoint: string, over = checkpoint) => {
         const query = timestampQuery(Buffer.from(over), systemRandom(NONCE_BYTES));
         const response = await tsa.reply(query);
-        return { _id: cosignedId(size), size, checkpoint, query, response, timeMs: 0, askedMs: 0 };
+        return { _id: cosignedId(size), shard, size, checkpoint, query, response, timeMs: 0, askedMs: 0 };
       };
-      const signed = async (size: number) => seal.sign(size, await treeRoot(size, readNodes(auditor.models.entries)));
-      const forked = (size: number) => seal.sign(size, Buffer.alloc(32, 1));
+      const signed = async (size: number) =>
+        seal.sign(shard, size, await treeRoot(size, readNodes(auditor.models.entries, shard)));
+      const forked = (size: number) => seal.sign(shard, size, Buffer.alloc(32, 1));
       const stampIn = async (...stamps: readonly Promise<TimestampRow>[]) => {
         const rows = await openTimestampRows(memoryStore());
         await rows.insertMany(await Promise.all(stamps));

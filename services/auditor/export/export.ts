@@ -12,8 +12,10 @@ import type { Outbox } from "@curfew/event-log/outbox.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import { countersigned } from "@curfew/ledger/note.ts";
+import type { NoteSigner } from "@curfew/ledger/note-key.ts";
 import { formatPolicy } from "@curfew/ledger/policy.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
+import { policyOfLog } from "@curfew/ledger/shard.ts";
 import { proveConsistency, proveInclusions, type ReadNodes } from "@curfew/ledger/tree.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
@@ -22,17 +24,10 @@ import { type Random, uuidV7 } from "@curfew/runtime/random.ts";
 import { LedgerBroken } from "../domain.ts";
 import type { Follower } from "../follower.ts";
 import type { LedgerSeal } from "../ledger-keys.ts";
-import {
-  type CheckpointRow,
-  checkpointId,
-  type EntryRow,
-  headerOf,
-  messageOf,
-  type ReadModels,
-} from "../projections.ts";
+import { checkpointId, type EntryRow, headerOf, messageOf, type ReadModels } from "../projections.ts";
 import type { OutsideClocks } from "../public-log/outside-times.ts";
 import { nearbyNodes } from "./nearby-nodes.ts";
-import { firstSealedAt, tokenOfCase, type Wanted, wantedRows } from "./selection.ts";
+import { shardToExport, tokenOfCase, type Wanted, wantedOf, wantedRows, within } from "./selection.ts";
 import { type ShownTree, shownTree } from "./shown-tree.ts";
 import { stampOver } from "./stamp.ts";
 
@@ -93,11 +88,14 @@ async function* inPieces(parts: AsyncIterable<Uint8Array>): AsyncGenerator<{ pie
 
 const isoOf = (time: Timestamp | undefined): string => (time ? new Date(timestampMs(time)).toISOString() : "");
 
-/** One export. */
+/** One export, of one shard. */
 class Export {
   readonly #parts: ExportParts;
   readonly #request: ExportBundleRequest;
-  readonly #latest: CheckpointRow;
+  /** Its leaves, by their indexes in the ledger. */
+  readonly #wanted: Wanted;
+  /** Entries in the ledger, which say whose key is in force. */
+  readonly #ledgerSize: number;
   readonly #tree: ShownTree;
   readonly #readNodes: ReadNodes;
   /** Drafts by their hash, hex, until the leaf that holds it comes by. */
@@ -106,12 +104,13 @@ class Export {
   /** Number of the batch that the first entry was sealed in. */
   #firstBatch = 0;
 
-  constructor(parts: ExportParts, request: ExportBundleRequest, latest: CheckpointRow, tree: ShownTree) {
+  constructor(parts: ExportParts, request: ExportBundleRequest, wanted: Wanted, ledgerSize: number, tree: ShownTree) {
     this.#parts = parts;
     this.#request = request;
-    this.#latest = latest;
+    this.#wanted = wanted;
+    this.#ledgerSize = ledgerSize;
     this.#tree = tree;
-    this.#readNodes = nearbyNodes(parts.models.entries);
+    this.#readNodes = nearbyNodes(parts.models.entries, tree.shard);
     this.#drafts = new Map(request.drafts.map((json) => [hash("sha256", json, "hex"), json]));
   }
 
@@ -119,14 +118,10 @@ class Export {
     const { models, seal, authority, clocks, clock } = this.#parts;
     const { cosigning, stamped } = clocks;
     const { tokenId, caseId, from, to } = this.#request;
-    const { size, checkpoint } = this.#tree;
-    const [signer, verifierKey] = [seal.signerAt(size), seal.verifierKeyAt(size)];
-    const wanted: Wanted = {
-      tokenId,
-      caseId,
-      first: from ? await firstSealedAt(models, this.#latest, timestampMs(from)) : 0,
-      end: to ? await firstSealedAt(models, this.#latest, timestampMs(to)) : size,
-    };
+    const { shard, size, checkpoint } = this.#tree;
+    const { year, first: before } = shard;
+    const [signer, verifierKey] = [this.#signer(), seal.verifierKeyAt(year, this.#ledgerSize)];
+    const wanted = this.#wanted;
     if (tokenId === "" && caseId === "" && wanted.end - wanted.first > MAX_BUNDLE_ENTRIES)
       throw tooLarge(`${wanted.end - wanted.first} entries, over ${MAX_BUNDLE_ENTRIES}: ask for a shorter time`);
     const groups = inGroups(wantedRows(models, wanted), provenTogether);
@@ -140,23 +135,32 @@ class Export {
         trustDomain: authority.trustDomain,
         madeAt: new Date(madeAtMs).toISOString(),
         selection: { token: tokenId || tokenOfCase(caseId), case: caseId, from: isoOf(from), to: isoOf(to) },
-        range: { first: wanted.first, end: wanted.end },
-        size,
+        range: { first: wanted.first - before, end: wanted.end - before },
+        size: size - before,
+        ...(before > 0 && { before }),
       },
       verifierKey,
       caPem: authority.caPem,
-      policy: cosigning ? formatPolicy(cosigning.policy) : `log ${verifierKey}\nquorum none\n`,
-      checkpoint,
+      policy: cosigning
+        ? formatPolicy(policyOfLog(cosigning.policy, signer.name))
+        : `log ${verifierKey}\nquorum none\n`,
+      checkpoint: countersigned(checkpoint, signer),
       entries: () => this.#entries(first.value, groups),
       firstCheckpoint: () => this.#firstCheckpoint(),
-      stamp: async (from, to) =>
-        stamped && (await stampOver({ rows: stamped, tree: this.#tree, readNodes: this.#readNodes }, from, to)),
+      stamp: async (from, to) => {
+        const of = stamped && { rows: stamped, tree: this.#tree, readNodes: this.#readNodes };
+        return of && (await stampOver(of, before + from, before + to));
+      },
       drafts: () => this.#drafted(),
       sign: async (digest, { entries }) => {
         await this.#record(digest, entries, caller.uri, madeAtMs);
         return signManifest(digest, signer);
       },
     });
+  }
+
+  #signer(): NoteSigner {
+    return this.#parts.seal.signerAt(this.#tree.shard.year, this.#ledgerSize);
   }
 
   /** The proofs of each group are made while the one before it is written. */
@@ -178,8 +182,9 @@ class Export {
   }
 
   async #proven(rows: readonly EntryRow[]): Promise<BundleEntry[]> {
-    const { size, root } = this.#tree;
-    const indexes = rows.map(({ _id }) => Number(_id));
+    const { shard, root } = this.#tree;
+    const size = this.#tree.size - shard.first;
+    const indexes = rows.map(({ _id }) => Number(_id) - shard.first);
     const proofs = await proveInclusions(indexes, size, this.#readNodes).catch((error: unknown) => {
       if ((error as Error).name === "StoreUnavailable") throw error;
       throw new LedgerBroken(`leaves ${indexes[0]} to ${indexes.at(-1)} cannot be proven`, { cause: error });
@@ -215,10 +220,11 @@ class Export {
   async #firstCheckpoint() {
     const row = await this.#parts.models.checkpoints.get(checkpointId(this.#firstBatch));
     if (!row) throw new LedgerBroken(`checkpoint ${this.#firstBatch} has vanished`);
-    const { size } = this.#tree;
-    const proof = await proveConsistency(row.size, size, this.#readNodes);
+    const { first } = this.#tree.shard;
+    const size = row.size - first;
+    const proof = await proveConsistency(size, this.#tree.size - first, this.#readNodes);
     // Signed before the key rotated, perhaps: the bundle is checked by one key.
-    return { checkpoint: countersigned(row.checkpoint, this.#parts.seal.signerAt(size)), size: row.size, proof };
+    return { checkpoint: countersigned(row.checkpoint, this.#signer()), size, proof };
   }
 
   async #record(digest: Uint8Array, entries: number, by: string, atMs: number): Promise<void> {
@@ -297,8 +303,11 @@ export const openExports = (parts: ExportParts) => {
       await parts.awaitSealed(request.atLeast);
       const latest = parts.follower.latest();
       if (!latest) throw refused("NOT_FOUND", "NOTHING_SEALED", "nothing has been sealed yet");
-      const tree = await shownTree(latest, { ...parts, ...parts.clocks }, ctx.signal);
-      yield* inPieces(new Export(parts, request, latest, tree).bytes(ctx));
+      const wanted = await wantedOf(parts.models, request, latest);
+      const end = await shardToExport(parts.models, request, wanted, latest);
+      const tree = await shownTree(end, { ...parts, ...parts.clocks }, ctx.signal);
+      const inTree = within({ ...end, ...tree }, request.to ? wanted : { ...wanted, end: tree.size });
+      yield* inPieces(new Export(parts, request, inTree, latest.size, tree).bytes(ctx));
     } catch (error) {
       if (error instanceof BundleTooLarge) throw tooLarge(error.message);
       throw error;

@@ -4,6 +4,7 @@ import { Frontier, proveInclusions } from "@curfew/ledger/tree.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { expect, it } from "vitest";
 import { type EntryRow, entryId, openReadModels } from "../projections.ts";
+import { shard } from "../testing/rig.ts";
 import { nearbyNodes } from "./nearby-nodes.ts";
 
 const size = 5_000;
@@ -23,12 +24,13 @@ it.each([
   const { entries } = await openReadModels(memoryStore());
   for (let at = 0; at < size; at += 1_000) await entries.insertMany(rows.slice(at, at + 1_000));
   let read = 0;
-  const readNodes = nearbyNodes({
-    async getMany(ids) {
+  const counted = {
+    getMany: (ids: readonly string[]) => {
       read += ids.length;
-      return await entries.getMany(ids);
+      return entries.getMany(ids);
     },
-  });
+  };
+  const readNodes = nearbyNodes(counted, shard);
   const indexes = leaves.map((_, i) => i).filter((i) => i % step === 0);
   for (let at = 0; at < indexes.length; at += 128) {
     const group = indexes.slice(at, at + 128);
@@ -44,5 +46,5 @@ it.each([
 it("refuses to prove where a row is missing", async () => {
   const { entries } = await openReadModels(memoryStore());
   await entries.insertMany(rows.slice(0, 1_000));
-  await expect(proveInclusions([3, 999], size, nearbyNodes(entries))).rejects.toThrow("the node store gave");
+  await expect(proveInclusions([3, 999], size, nearbyNodes(entries, shard))).rejects.toThrow("the node store gave");
 });

@@ -1,7 +1,10 @@
 import { isMessage } from "@bufbuild/protobuf";
+import { timestampMs } from "@bufbuild/protobuf/wkt";
+import type { ExportBundleRequest } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
 import { CaseOpenedSchema, SignalJoinedSchema } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
 import type { Collection } from "@curfew/document-store/port.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
+import { RpcError } from "@curfew/rpc/errors.ts";
 import { LedgerBroken } from "../domain.ts";
 import {
   type CheckpointRow,
@@ -13,6 +16,7 @@ import {
   messageOf,
   type ReadModels,
 } from "../projections.ts";
+import { noShard, shardEnds } from "../proofs.ts";
 
 /** Which leaves belong into an evidence bundle. */
 export interface Wanted {
@@ -119,4 +123,48 @@ export const firstSealedAt = async (models: ReadModels, latest: CheckpointRow, a
     } else low = middle + 1;
   }
   return first;
+};
+
+/** Which leaves are asked for, wherever they are: indexes of the ledger. */
+export const wantedOf = async (
+  models: ReadModels,
+  request: ExportBundleRequest,
+  latest: CheckpointRow,
+): Promise<Wanted> => {
+  const { tokenId, caseId, from, to } = request;
+  const first = from ? await firstSealedAt(models, latest, timestampMs(from)) : 0;
+  const end = to ? await firstSealedAt(models, latest, timestampMs(to)) : latest.size;
+  return { tokenId, caseId, first, end };
+};
+
+export const within = ({ shard, size }: CheckpointRow, wanted: Wanted): Wanted => {
+  const first = Math.min(Math.max(wanted.first, shard.first), size);
+  return { ...wanted, first, end: Math.max(first, Math.min(wanted.end, size)) };
+};
+
+const isEmpty = async (models: ReadModels, wanted: Wanted): Promise<boolean> => {
+  for await (const _ of wantedRows(models, wanted)) return false;
+  return true;
+};
+
+/** The last batch of the shard that is asked for, or of the only one that has any of what is. Throws RpcError. */
+export const shardToExport = async (
+  models: ReadModels,
+  { shard: year }: ExportBundleRequest,
+  wanted: Wanted,
+  latest: CheckpointRow,
+): Promise<CheckpointRow> => {
+  const found: CheckpointRow[] = [];
+  for await (const end of shardEnds({ models }, latest)) {
+    if (end.shard.year === year || (end === latest && end.shard.first === 0 && year === 0)) return end;
+    if (year === 0 && !(await isEmpty(models, within(end, wanted)))) found.push(end);
+  }
+  const [end, ...others] = found;
+  if (year !== 0) throw noShard(year);
+  if (others.length > 0) {
+    const years = found.map((each) => each.shard.year).join(", ");
+    const message = `that was sealed in several years, each of which has a tree of its own: ${years}; name one of them (shard)`;
+    throw new RpcError({ status: "FAILED_PRECONDITION", reason: "SEVERAL_SHARDS", message });
+  }
+  return end ?? latest;
 };

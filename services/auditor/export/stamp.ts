@@ -10,12 +10,14 @@ import { type TimestampRow, type TimestampRows, timestampBelow, timestampOf } fr
 import type { ShownTree } from "./shown-tree.ts";
 
 /** As whoever gets the bundle will: by then it is too late. By which authority the timestamp is, they can tell. */
-const check = async (row: TimestampRow, proof: readonly Uint8Array[], { size, root }: ShownTree): Promise<void> => {
+const check = async (row: TimestampRow, proof: readonly Uint8Array[], tree: ShownTree): Promise<void> => {
   const broken = (why: string, cause?: unknown) =>
     new LedgerBroken(`the timestamp over size ${row.size} does not hold: ${why}`, { cause });
+  const { shard, size, root } = tree;
+  const [older, newer] = [row.size - shard.first, size - shard.first];
   try {
     const stamped = parseCheckpoint(parseNote(row.checkpoint).text);
-    if (!verifyConsistency(row.size, size, proof, stamped.root, root)) throw broken("it is of another tree");
+    if (!verifyConsistency(older, newer, proof, stamped.root, root)) throw broken("it is of another tree");
     await claimedTimestamp(row.response, Buffer.from(row.checkpoint));
   } catch (error) {
     if (!(error instanceof TimestampRefused) && !(error instanceof NoteError)) throw error;
@@ -24,7 +26,7 @@ const check = async (row: TimestampRow, proof: readonly Uint8Array[], { size, ro
 };
 
 /**
- * The first timestamp that bounds all leaves from `first` to `last`; while there is none (it is asked for once a day), the newest that
+ * The first timestamp over the tree that bounds all entries of the ledger from `first` to `last`; while there is none (it is asked for once a day), the newest that
  * bounds those before. Rejects with LedgerBroken for one that does not hold.
  */
 export const stampOver = async (
@@ -34,10 +36,11 @@ export const stampOver = async (
 ): Promise<BundleStamp | undefined> => {
   const { rows, tree, readNodes } = parts;
   const whole = await timestampOf(rows, last + 1);
-  // Another replica may have published, and had stamped, what this one has not seen yet.
+  // Another replica may have published, and had stamped, what this one has not seen yet; or the next shard has begun before this one was.
   const row = whole && whole.size <= tree.size ? whole : await timestampBelow(rows, first + 1, last + 1);
   if (!row) return undefined;
-  const proof = await proveConsistency(row.size, tree.size, readNodes);
+  const size = row.size - tree.shard.first;
+  const proof = await proveConsistency(size, tree.size - tree.shard.first, readNodes);
   await check(row, proof, tree);
-  return { checkpoint: row.checkpoint, size: row.size, proof, response: row.response };
+  return { checkpoint: row.checkpoint, size, proof, response: row.response };
 };

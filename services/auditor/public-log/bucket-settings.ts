@@ -1,6 +1,5 @@
 import { readFileSync } from "node:fs";
 import { type Bucket, maxBucketBytes, openBucket } from "@curfew/ledger/bucket.ts";
-import type { LogFiles } from "@curfew/ledger/directory.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import {
   ConfigError,
@@ -16,6 +15,7 @@ import {
   string,
 } from "@curfew/runtime/config.ts";
 import { openOutbound } from "@curfew/runtime/outbound.ts";
+import { openShardFiles, type ShardFiles } from "./shard-files.ts";
 
 /** A bucket for the ledger's files, and how it is reached. */
 export interface BucketSettings extends Bucket {
@@ -54,7 +54,7 @@ const inFile = (problem: string) => {
 
 export const ledgerBucketFile: Field<BucketSettings> = {
   about:
-    "file for its owner alone, YAML: a bucket that is kept a tlog-tiles log in place of ledgerDir (url, accessKeyId, secretAccessKey; region, retainDays, allow, caFile)",
+    "file for its owner alone, YAML: a bucket in which a prefix for each year is kept a tlog-tiles log in place of ledgerDir (url, accessKeyId, secretAccessKey; region, retainDays, allow, caFile)",
   parse: (raw) => {
     const file = path({ about: "", existing: "file", private: true }).parse(raw);
     try {
@@ -75,8 +75,8 @@ export const ledgerBucketFile: Field<BucketSettings> = {
   },
 };
 
-export const openLedgerBucket = (settings: BucketSettings, clock: Clock): LogFiles => {
+export const openLedgerBucket = (settings: BucketSettings, clock: Clock): ShardFiles => {
   const { allow, ca } = settings;
   const outbound = openOutbound({ allow, clock, maxBodyBytes: maxBucketBytes, ...(ca && { ca: [ca] }) });
-  return openBucket(settings, { outbound, clock });
+  return openShardFiles((year) => openBucket({ ...settings, url: `${settings.url}/${year}` }, { outbound, clock }));
 };

@@ -1,10 +1,11 @@
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { expect, it } from "vitest";
+import { shard } from "../testing/rig.ts";
 import { cosignedAround, cosignedId, newestCosigned, openCosigned } from "./cosigned.ts";
 
 const rowsOf = async (...sizes: number[]) => {
   const rows = await openCosigned(memoryStore());
-  for (const size of sizes) await rows.insert({ _id: cosignedId(size), size, checkpoint: `of ${size}` });
+  for (const size of sizes) await rows.insert({ _id: cosignedId(size), shard, size, checkpoint: `of ${size}` });
   return rows;
 };
 

@@ -1,6 +1,7 @@
 import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
 import { NoteError } from "@curfew/ledger/note-error.ts";
 import { openByPolicy, type Policy } from "@curfew/ledger/policy.ts";
+import type { Shard } from "../domain.ts";
 
 /**
  * The checkpoints that were published with cosignatures of witnesses: all of them, insert-only, one for each size. The
@@ -9,6 +10,8 @@ import { openByPolicy, type Policy } from "@curfew/ledger/policy.ts";
 export type CosignedRow = {
   /** From `cosignedId`. */
   _id: string;
+  shard: Shard;
+  /** Of the ledger. */
   size: number;
   /** The signed note: text and log signature as they were staged, then a line for each witness. */
   checkpoint: string;
@@ -18,7 +21,7 @@ export type CosignedRows = Collection<CosignedRow>;
 
 export const openCosigned = (store: DocumentStore): Promise<CosignedRows> => store.collection<CosignedRow>("cosigned");
 
-/** Of a checkpoint of `size` entries: ids sort as sizes do. */
+/** Of the checkpoint of a ledger of `size` entries: ids sort as sizes do. */
 export const cosignedId = (size: number): string => String(size).padStart(16, "0");
 
 /**

@@ -4,7 +4,7 @@ import { cosignerKeyText, noteCosigner, verifierKeyText } from "@curfew/ledger/n
 import { parsePolicy } from "@curfew/ledger/policy.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { expect, it } from "vitest";
-import { seal, verifierKey } from "../testing/rig.ts";
+import { origin, seal, shard, verifierKey } from "../testing/rig.ts";
 import { cosignedId, openCosigned } from "./cosigned.ts";
 import { outsideTimes } from "./outside-times.ts";
 import { openTimestampRows } from "./timestamps.ts";
@@ -15,19 +15,19 @@ const policyOf = (quorum: string, log = verifierKey) =>
     `log ${log}\n${keys.map(({ name, key }) => `witness ${name} ${cosignerKeyText(name, key)}\n`).join("")}group both all w1 w2\nquorum ${quorum}\n`,
   );
 const cosigned = (size: number, ...seconds: number[]) => {
-  const staged = seal.sign(size, Buffer.alloc(32, size));
+  const staged = seal.sign(shard, size, Buffer.alloc(32, size));
   const lines = seconds.map((at, i) => {
     const { name, key } = keys[i] as (typeof keys)[0];
     const { keyId, sign } = noteCosigner(name, key, at);
     return formatSignature({ name, keyId, signature: sign(parseNote(staged).text) });
   });
-  return { _id: cosignedId(size), size, checkpoint: `${staged}${lines.join("")}` };
+  return { _id: cosignedId(size), shard, size, checkpoint: `${staged}${lines.join("")}` };
 };
 const openClocks = async (quorum = "both") => {
   const rows = await openCosigned(memoryStore());
   const stamped = await openTimestampRows(memoryStore());
   for (const row of [cosigned(10, 100, 103), cosigned(20, 205, 200)]) await rows.insert(row);
-  const stamp = { _id: cosignedId(20), size: 20, checkpoint: "", query: Buffer.of(), response: Buffer.of() };
+  const stamp = { _id: cosignedId(20), shard, size: 20, checkpoint: "", query: Buffer.of(), response: Buffer.of() };
   await stamped.insert({ ...stamp, timeMs: 300_000, askedMs: 299_000 });
   return { cosigning: { policy: policyOf(quorum), rows }, stamped };
 };
@@ -50,7 +50,7 @@ it("fewer cosignatures than the policy of today demands say nothing, nor do spoi
   const spoilt = cosigned(40, 400, 400);
   await cosigning.rows.insert({ ...spoilt, checkpoint: spoilt.checkpoint.replace("\n40\n", "\n41\n") });
   expect(await outsideTimes({ cosigning, stamped: undefined }, 35)).toEqual({});
-  const other = verifierKeyText("test.example/ledger", generateKeyPairSync("ed25519").privateKey);
+  const other = verifierKeyText(origin, generateKeyPairSync("ed25519").privateKey);
   const rotated = { ...cosigning, policy: policyOf("both", other) };
   expect(await outsideTimes({ cosigning: rotated, stamped: undefined }, 10)).toEqual({});
 });

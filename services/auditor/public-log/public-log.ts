@@ -1,8 +1,10 @@
-import { openDirectory } from "@curfew/ledger/directory.ts";
 import { openOutbound } from "@curfew/runtime/outbound.ts";
+import type { LedgerHead } from "../domain.ts";
+import type { Follower } from "../follower.ts";
 import type { Ledger } from "../ledger.ts";
 import type { AuditorServiceParts } from "../service.ts";
 import { openCosigned } from "./cosigned.ts";
+import { openShardFolders } from "./shard-files.ts";
 import { publishedSize, publishTiles, type TileLogParts } from "./tile-log.ts";
 import { openTileServer } from "./tile-server.ts";
 import { openTimestampRows, openTimestamps } from "./timestamps.ts";
@@ -18,12 +20,13 @@ const openWitnessing = async ({ witnessing, store, clock, log }: AuditorServiceP
 /** What others see of the ledger, as far as it is wanted: its files, who cosigns them, timestamps over them, and their server. */
 export const openPublicLog = async (
   parts: AuditorServiceParts,
-  of: Pick<TileLogParts, "batches" | "latest"> & { readonly ledger: Ledger },
+  of: Pick<TileLogParts, "batches"> & { readonly ledger: Ledger; readonly follower: Pick<Follower, "latest"> },
 ) => {
   const { ledgerDir, ledgerListen, timestamping, store, clock, log } = parts;
-  const { batches, latest, ledger } = of;
+  const { batches, ledger, follower } = of;
   const { seal } = ledger;
-  const files = parts.ledgerFiles ?? (ledgerDir === undefined ? undefined : openDirectory(ledgerDir, parts));
+  const latest = () => follower.latest()?.batch ?? 0;
+  const files = parts.ledgerFiles ?? (ledgerDir === undefined ? undefined : await openShardFolders(ledgerDir, parts));
   const witnessed = await openWitnessing(parts);
   const stamped =
     files && timestamping
@@ -31,6 +34,7 @@ export const openPublicLog = async (
           ...parts,
           ...timestamping,
           files,
+          shard: () => follower.latest()?.shard,
           seal,
           rows: await openTimestampRows(store),
           outbound: openOutbound({ allow: timestamping.allow, clock }),
@@ -40,7 +44,7 @@ export const openPublicLog = async (
   return {
     files,
     /** What the sealer asks before it signs anything. */
-    guard: { ...(files && { published: () => publishedSize({ files, seal }) }) },
+    guard: { ...(files && { published: (head: LedgerHead) => publishedSize({ files, seal, clock }, head) }) },
     face: {
       ...(server && { ledgerUrl: server.url }),
       ...(witnessed && { witnesses: witnessed.witnesses.status }),

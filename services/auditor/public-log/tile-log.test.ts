@@ -15,7 +15,7 @@ import { systemRandom } from "@curfew/runtime/random.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { type BatchDoc, emptyHead, LedgerBroken, type LedgerHead } from "../domain.ts";
-import { clock, growBy, quiet, seal, verifierKey } from "../testing/rig.ts";
+import { clock, growBy, quiet, seal, shard, verifierKey } from "../testing/rig.ts";
 import { type CosignedRows, cosignedId, openCosigned } from "./cosigned.ts";
 import { publishTiles } from "./tile-log.ts";
 import type { Witnesses } from "./witnesses.ts";
@@ -31,12 +31,12 @@ beforeEach(async () => {
 });
 afterEach(() => rmSync(dir, { recursive: true, force: true }));
 
-const checkpointIn = (of = dir) => seal.open(readFileSync(join(of, "checkpoint"), "utf8"));
+const checkpointIn = (of = dir) => seal.open(shard, readFileSync(join(of, "checkpoint"), "utf8"));
 /** Publishes until the files are at `size`. */
 const bound = { timeout: 20_000, interval: 5 };
 const publishTo = async (size: number, files: LogFiles = openDirectory(dir, machine), last = latest) => {
   const stop = new AbortController();
-  const parts = { files, batches, latest: last, seal, clock, log: quiet };
+  const parts = { files: () => files, batches, latest: last, seal, clock, log: quiet };
   const running = publishTiles(parts, stop.signal);
   const there = expect.poll(() => checkpointIn().size, { timeout: 20_000, interval: 5 }).toBe(size);
   try {
@@ -123,7 +123,7 @@ describe("the ledger's files", () => {
           if (checkpointIn().size === 700) stop.abort();
         },
       };
-      await publishTiles({ files: dying, batches, latest, seal, clock, log: quiet }, stop.signal);
+      await publishTiles({ files: () => dying, batches, latest, seal, clock, log: quiet }, stop.signal);
       await publishTo(700);
       expect(filesIn(dir), `after ${survived} writes`).toEqual(whole);
       if (left >= 0) break;
@@ -178,11 +178,11 @@ describe("the ledger's files", () => {
     await publishTo(100, files, () => 1);
     const late = new AbortController();
     const parts = { batches, latest: () => 2, seal, clock, log: quiet };
-    const lateEnd = publishTiles({ ...parts, files: slow }, late.signal);
+    const lateEnd = publishTiles({ ...parts, files: () => slow }, late.signal);
     await stopped.promise;
     await stage([400], head);
     const ahead = new AbortController();
-    const aheadEnd = publishTiles({ ...parts, files, latest: () => 3 }, ahead.signal);
+    const aheadEnd = publishTiles({ ...parts, files: () => files, latest: () => 3 }, ahead.signal);
     await expect.poll(() => checkpointIn().size, bound).toBe(400);
     goOn.resolve();
     late.abort();
@@ -197,7 +197,7 @@ describe("the ledger's files", () => {
     const head = await stage([100]);
     const stop = new AbortController();
     const files = openDirectory(dir, machine);
-    const running = publishTiles({ files, batches, latest, seal, clock, log: quiet }, stop.signal);
+    const running = publishTiles({ files: () => files, batches, latest, seal, clock, log: quiet }, stop.signal);
     await expect.poll(async () => (await files.read("checkpoint")) && checkpointIn().size, bound).toBe(100);
     writeFileSync(join(dir, "checkpoint"), "no checkpoint\n");
     await stage([200], head);
@@ -240,11 +240,11 @@ describe("files that contradict what was staged stop the publisher", () => {
     ["a bit of the checkpoint", () => alter("checkpoint", 30)],
     [
       "a checkpoint of the right key and another tree",
-      () => writeFileSync(join(dir, "checkpoint"), seal.sign(600, Buffer.alloc(32, 7))),
+      () => writeFileSync(join(dir, "checkpoint"), seal.sign(shard, 600, Buffer.alloc(32, 7))),
     ],
     [
       "a checkpoint past what was staged",
-      () => writeFileSync(join(dir, "checkpoint"), seal.sign(601, Buffer.alloc(32, 7))),
+      () => writeFileSync(join(dir, "checkpoint"), seal.sign(shard, 601, Buffer.alloc(32, 7))),
     ],
   ])("%s", async (_what, damage) => {
     damage();
@@ -268,7 +268,7 @@ describe("files that contradict what was staged stop the publisher", () => {
     };
     const stop = new AbortController();
     const running = publishTiles(
-      { files: openDirectory(old, machine), batches: first, latest, seal, clock, log: quiet },
+      { files: () => openDirectory(old, machine), batches: first, latest, seal, clock, log: quiet },
       stop.signal,
     );
     await expect.poll(() => checkpointIn(old).size, { timeout: 20_000 }).toBe(300);
@@ -302,8 +302,8 @@ describe("with witnesses", () => {
       submitted.push(size);
       if (!isThere) return undefined;
       if (last !== undefined) {
-        const root = seal.open((await batchOf(last)).checkpoint).root;
-        expect(verifyConsistency(last, size, await prove(last), root, seal.open(checkpoint).root)).toBe(true);
+        const root = seal.open(shard, (await batchOf(last)).checkpoint).root;
+        expect(verifyConsistency(last, size, await prove(last), root, seal.open(shard, checkpoint).root)).toBe(true);
       }
       seconds += 1;
       const { keyId, sign } = noteCosigner("w1", privateKey, seconds);
@@ -315,7 +315,10 @@ describe("with witnesses", () => {
   const batchOf = async (size: number) =>
     (await batches.find({ limit: 100 })).find((doc) => doc.size === size) as BatchDoc;
   const run = (signal: AbortSignal, files: LogFiles = openDirectory(dir, machine), asked = witnesses) =>
-    publishTiles({ files, batches, latest, seal, witnessed: { witnesses: asked, rows }, clock, log: quiet }, signal);
+    publishTiles(
+      { files: () => files, batches, latest, seal, witnessed: { witnesses: asked, rows }, clock, log: quiet },
+      signal,
+    );
   const until = async (holds: () => unknown, ...of: [LogFiles?]) => {
     const stop = new AbortController();
     const running = run(stop.signal, ...of);
@@ -327,7 +330,7 @@ describe("with witnesses", () => {
     await running;
   };
   const standing = () => (existsSync(join(dir, "checkpoint")) ? readFileSync(join(dir, "checkpoint"), "utf8") : "");
-  const sizeThere = () => (standing() === "" ? -1 : seal.open(standing()).size);
+  const sizeThere = () => (standing() === "" ? -1 : seal.open(shard, standing()).size);
   const isCosigned = () => openByPolicy(standing(), policy).quorum;
 
   it("no checkpoint is public without them, not even that of the empty log; tiles go on", async () => {
@@ -408,7 +411,12 @@ describe("with witnesses", () => {
 
   it("a row that was altered is not published", async () => {
     const head = await stage([300]);
-    await rows.insert({ _id: cosignedId(300), size: 300, checkpoint: seal.sign(300, Buffer.alloc(32, 7)) });
+    await rows.insert({
+      _id: cosignedId(300),
+      shard,
+      size: 300,
+      checkpoint: seal.sign(shard, 300, Buffer.alloc(32, 7)),
+    });
     await expect(until(() => false)).rejects.toThrow("the cosigned checkpoint of size 300 is another than was staged");
     expect(head.size).toBe(300);
   });

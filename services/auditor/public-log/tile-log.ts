@@ -1,7 +1,8 @@
 import type { Collection } from "@curfew/document-store/port.ts";
-import { CHECKPOINT_PATH, type LogFiles } from "@curfew/ledger/directory.ts";
+import { CHECKPOINT_PATH } from "@curfew/ledger/directory.ts";
 import { emptyRoot } from "@curfew/ledger/hash.ts";
 import { NoteError } from "@curfew/ledger/note-error.ts";
+import { shardYears, yearOf } from "@curfew/ledger/shard.ts";
 import { verifiedNodes } from "@curfew/ledger/tile-nodes.ts";
 import { emptyEdge, growTiles, type RightEdge, readEdge } from "@curfew/ledger/tile-writer.ts";
 import { proveConsistency } from "@curfew/ledger/tree.ts";
@@ -16,15 +17,18 @@ import {
   type LedgerHead,
   replayBatch,
   type Seal,
+  type Shard,
 } from "../domain.ts";
-import { batchReaching } from "../ledger.ts";
+import { batchReaching, shardsOf } from "../ledger.ts";
 import { type CosignedRows, cosignedId, newestCosigned } from "./cosigned.ts";
+import type { ShardFiles } from "./shard-files.ts";
 import type { Witnesses } from "./witnesses.ts";
 
 /**
- * The ledger as a c2sp.org/tlog-tiles log, for any client of such logs. Tiles and bundles are derived from staged batches alone, and the
+ * Each shard of the ledger as a c2sp.org/tlog-tiles log, for any client of such logs. Tiles and bundles are derived from staged batches alone, and the
  * public checkpoint follows them: whoever writes writes the same bytes, and goes on after a kill wherever it was. Where witnesses are to
- * cosign, the checkpoint waits for them: the newest one is submitted, not each, and kept before it is published.
+ * cosign, the checkpoint waits for them: the newest one is submitted, not each, and kept before it is published. Nothing of a shard is
+ * written before the last checkpoint of the one before it is published.
  */
 
 const pollMs = 100;
@@ -34,7 +38,7 @@ const maxBackoffMs = 5_000;
 const cosignedAtLeastEvery = 64;
 
 export interface TileLogParts {
-  readonly files: LogFiles;
+  readonly files: ShardFiles;
   readonly batches: Pick<Collection<BatchDoc>, "get" | "findLatest">;
   /** Number of the last batch whose rows are there; the store is asked for no later one. */
   readonly latest: () => number;
@@ -63,15 +67,27 @@ const asWritten = async <T>(read: () => T | Promise<T>): Promise<T> => {
   }
 };
 
-const standingCheckpoint = async ({ files, seal }: Pick<TileLogParts, "files" | "seal">) => {
-  const bytes = await files.read(CHECKPOINT_PATH);
+const standingCheckpoint = async ({ files, seal }: Pick<TileLogParts, "files" | "seal">, shard: Shard) => {
+  const bytes = await files(shard.year).read(CHECKPOINT_PATH);
   const note = bytes && Buffer.from(bytes).toString();
-  return note === undefined ? undefined : asWritten(() => ({ ...seal.open(note), note }));
+  return note === undefined ? undefined : asWritten(() => ({ ...seal.open(shard, note), note }));
 };
 
-/** Size of the published checkpoint; 0: there is none. Rejects with LedgerBroken for one that this ledger did not sign. */
-export const publishedSize = async (parts: Pick<TileLogParts, "files" | "seal">): Promise<number> =>
-  (await standingCheckpoint(parts))?.size ?? 0;
+/**
+ * Entries that are published of a ledger whose store has it up to `head`: more than `head.size` where the files go on, be it in a shard that
+ * the store does not know. Rejects with LedgerBroken for a checkpoint that this ledger did not sign.
+ */
+export const publishedSize = async (
+  parts: Pick<TileLogParts, "files" | "seal"> & { readonly clock: Pick<Clock, "now"> },
+  head: LedgerHead,
+): Promise<number> => {
+  const { shard, size } = head;
+  for (const year of shardYears(parts.clock.now(), shard.year).reverse()) {
+    const standing = await standingCheckpoint(parts, year === shard.year ? shard : { year, first: size });
+    if (standing) return standing.size;
+  }
+  return 0;
+};
 
 const checkpointFile = (checkpoint: string) => ({ path: CHECKPOINT_PATH, bytes: Buffer.from(checkpoint) });
 
@@ -83,19 +99,36 @@ const keptOf = async (rows: Pick<CosignedRows, "get">, size: number, staged: str
   return kept?.checkpoint;
 };
 
+/** The newest shard that has a checkpoint, with it, or the first one. */
+const standingShard = async (parts: TileLogParts) => {
+  let shard: Shard | undefined;
+  for await (const each of shardsOf(parts.batches)) {
+    ({ shard } = each);
+    const standing = await standingCheckpoint(parts, shard);
+    if (standing) return { shard, standing };
+  }
+  shard ??= { year: yearOf(parts.clock.now()), first: 0 };
+  return { shard, standing: await standingCheckpoint(parts, shard) };
+};
+
 /**
  * Where the files are, compared with what was staged: the checkpoint that stands there, and the partial tiles that must lead to its root.
  * Lines after the log's signature are the witnesses'; they stay as they were kept, or as they stand where none were.
  */
 const placeOf = async (parts: TileLogParts): Promise<Place> => {
-  const { files, batches, seal, witnessed } = parts;
-  const standing = await standingCheckpoint(parts);
-  const empty = { head: emptyHead, edge: emptyEdge, checkpoint: seal.sign(0, emptyRoot()) };
+  const { batches, seal, witnessed } = parts;
+  const { shard, standing } = await standingShard(parts);
+  const files = parts.files(shard.year);
+  const empty = {
+    head: { ...emptyHead, shard },
+    edge: emptyEdge,
+    checkpoint: seal.sign(shard, shard.first, emptyRoot()),
+  };
   if (!standing && !witnessed) await files.write([checkpointFile(empty.checkpoint)]);
   if (!standing) return empty;
   const { size, root, note } = standing;
   const found = size === 0 ? undefined : await batchReaching(batches, size);
-  if (size > 0 && !found)
+  if (size > 0 && found?.doc.shard.year !== shard.year)
     throw new LedgerBroken(
       `the ledger's files have ${size} entries and its store fewer: the store was put back, or is another ledger's`,
     );
@@ -106,7 +139,7 @@ const placeOf = async (parts: TileLogParts): Promise<Place> => {
   const kept = witnessed && (await keptOf(witnessed.rows, size, staged));
   if (kept !== undefined && kept !== note) await files.write([checkpointFile(kept)]);
   if (!found) return empty;
-  const edge = await asWritten(() => readEdge(size, root, files.read));
+  const edge = await asWritten(() => readEdge(size - shard.first, root, files.read));
   return { head: headOf(found.doc, found.number, seal), edge, checkpoint: found.doc.checkpoint };
 };
 
@@ -121,18 +154,18 @@ const cosigned = async (
 ): Promise<string | undefined> => {
   if (!witnessed) return checkpoint;
   const { witnesses, rows } = witnessed;
-  const { size } = head;
+  const { size, shard, frontier } = head;
   const kept = await keptOf(rows, size, checkpoint);
   if (kept !== undefined || !witnesses.due()) return kept;
-  const nodes = verifiedNodes(size, head.frontier.root(), files.read);
-  const prove = (old: number) => proveConsistency(old, size, nodes);
-  const note = await asWritten(() => witnesses.cosign({ size, checkpoint, prove }, signal));
+  const nodes = verifiedNodes(frontier.size, frontier.root(), files(shard.year).read);
+  const prove = (old: number) => proveConsistency(old, frontier.size, nodes);
+  const note = await asWritten(() => witnesses.cosign({ size: frontier.size, checkpoint, prove }, signal));
   if (note !== undefined) {
-    await rows.insert({ _id: cosignedId(size), size, checkpoint: note });
+    await rows.insert({ _id: cosignedId(size), shard, size, checkpoint: note });
     return await keptOf(rows, size, checkpoint);
   }
   const newest = await newestCosigned(rows);
-  return newest && newest.size <= size ? newest.checkpoint : undefined;
+  return newest && newest.shard.year === shard.year && newest.size <= size ? newest.checkpoint : undefined;
 };
 
 /**
@@ -155,33 +188,38 @@ export const publishTiles = async (parts: TileLogParts, signal: AbortSignal): Pr
     return undefined;
   };
 
+  const isNews = async (shard: Shard, size: number) => {
+    const standing = await standingCheckpoint(parts, shard);
+    return !signal.aborted && (!standing || standing.size < size);
+  };
+
   /**
    * Another writer of the same files may be ahead of this one, which was stopped for a while, say: then its checkpoint stays. Where this one
    * was stopped between look and write, the other puts it right again.
    */
   const publish = async (place: Place): Promise<void> => {
-    const isNews = async (size: number) => {
-      const standing = await standingCheckpoint(parts);
-      return !signal.aborted && (!standing || standing.size < size);
-    };
-    if (!(await isNews(place.head.size))) return;
+    const { shard } = place.head;
+    if (!(await isNews(shard, place.head.size))) return;
     const note = await cosigned(parts, place, signal);
     if (note === undefined) return;
-    const { size } = await asWritten(() => seal.open(note));
+    const { size } = await asWritten(() => seal.open(shard, note));
     // Looked at again: while witnesses were asked another writer may have come further.
-    if (await isNews(size)) await files.write([checkpointFile(note)]);
+    if (await isNews(shard, size)) await files(shard.year).write([checkpointFile(note)]);
   };
 
-  /** Past the next batch; undefined: there is none yet. */
+  /** Past the next batch; undefined: there is none yet, or the shard before it has to be finished first. */
   const grown = async (place: Place): Promise<Place | undefined> => {
-    const { batch } = place.head;
+    const { batch, shard, size } = place.head;
     const doc = latest() > batch ? await batches.get(batchId(batch + 1)) : undefined;
+    const isTurn = doc !== undefined && batch > 0 && doc.shard.year !== shard.year;
     // Witnesses are asked for the newest; where it is never reached, for one now and then.
-    if (!doc || !parts.witnessed || batch % cosignedAtLeastEvery === cosignedAtLeastEvery - 1) await publish(place);
-    if (!doc) return undefined;
+    const isDue = batch % cosignedAtLeastEvery === cosignedAtLeastEvery - 1;
+    if (!doc || !parts.witnessed || isTurn || isDue) await publish(place);
+    if (!doc || (isTurn && (await isNews(shard, size)))) return undefined;
     const { head, nodes } = replayBatch(place.head, doc, seal);
-    const { files: written, edge } = await asWritten(() => growTiles(place.edge, doc.leaves, nodes));
-    await files.write(written);
+    const before = isTurn ? emptyEdge : place.edge;
+    const { files: written, edge } = await asWritten(() => growTiles(before, doc.leaves, nodes));
+    await files(head.shard.year).write(written);
     return { head, edge, checkpoint: doc.checkpoint };
   };
 

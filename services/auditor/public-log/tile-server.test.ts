@@ -26,12 +26,14 @@ let server: TileServer;
 beforeEach(async () => {
   failing = false;
   reads = async () => undefined;
-  server = await openTileServer(files, { host: "localhost", port: 0 }, quiet);
+  const none: LogFiles = { read: async () => undefined, write: async () => undefined };
+  const of = (year: number): LogFiles => (year === 2026 ? { ...none, ...files } : none);
+  server = await openTileServer(of, { host: "localhost", port: 0 }, quiet);
 });
 afterEach(() => server.close());
 
 const get = async (path: string, init: RequestInit = {}) => {
-  const response = await fetch(new URL(path, server.url), init);
+  const response = await fetch(new URL(path, `${server.url}2026/`), init);
   return { status: response.status, caching: response.headers.get("cache-control"), body: await response.text() };
 };
 
@@ -46,10 +48,19 @@ it("serves checkpoint and tiles, each with the caching that it allows", async ()
   expect(await get("tile/0/000", { method: "HEAD" })).toMatchObject({ status: 200, body: "" });
 });
 
-it.each(["", "tile/0/002", "tile/0/1", "checkpoint?x", "seal/0000000001", "..%2f..%2fetc/passwd"])(
-  "%j is not there",
-  async (path) => expect(await get(path)).toMatchObject({ status: 404, caching: "no-store" }),
-);
+it.each([
+  "",
+  "/",
+  "/checkpoint",
+  "/2027/checkpoint",
+  "/20260/checkpoint",
+  "/2026",
+  "tile/0/002",
+  "tile/0/1",
+  "checkpoint?x",
+  "seal/0000000001",
+  "..%2f..%2fetc/passwd",
+])("%j is not there", async (path) => expect(await get(path)).toMatchObject({ status: 404, caching: "no-store" }));
 
 it.each(["POST", "PUT", "DELETE", "OPTIONS"])("%s is refused", async (method) => {
   expect(await get("checkpoint", { method })).toMatchObject({ status: 405, body: "this log is read with GET\n" });
@@ -65,7 +76,7 @@ const raw = async (request: string): Promise<string> => {
 };
 
 it("a page of a foreign name that leads here gets nothing", async () => {
-  const answer = await raw("GET /checkpoint HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n");
+  const answer = await raw("GET /2026/checkpoint HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n");
   expect(answer).toMatch(/^HTTP\/1\.1 421 /);
   expect(answer).not.toContain("origin");
 });
@@ -79,7 +90,7 @@ it("few files are read at once, however many are asked for, and all are answered
     await new Promise((resolve) => setTimeout(resolve, 2));
     reading -= 1;
   };
-  const one = "GET /tile/0/000 HTTP/1.1\r\nhost: localhost\r\n";
+  const one = "GET /2026/tile/0/000 HTTP/1.1\r\nhost: localhost\r\n";
   const answer = await raw(`${`${one}\r\n`.repeat(299)}${one}connection: close\r\n\r\n`);
   expect(answer.match(/HTTP\/1\.1 200 /g)).toHaveLength(300);
   expect(most).toBeLessThanOrEqual(8);
@@ -88,7 +99,7 @@ it("few files are read at once, however many are asked for, and all are answered
 it("more than may wait are told to come again", async () => {
   const held = Promise.withResolvers<void>();
   reads = () => held.promise;
-  const one = "GET /tile/0/000 HTTP/1.1\r\nhost: localhost\r\n";
+  const one = "GET /2026/tile/0/000 HTTP/1.1\r\nhost: localhost\r\n";
   const answered = raw(`${`${one}\r\n`.repeat(2_099)}${one}connection: close\r\n\r\n`);
   await new Promise((resolve) => setTimeout(resolve, 500));
   held.resolve();
@@ -98,7 +109,9 @@ it("more than may wait are told to come again", async () => {
 });
 
 it("a path outside of the log is not there, however it is written", async () => {
-  const answer = await raw("GET /tile/../../../etc/passwd HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+  const answer = await raw(
+    "GET /2026/tile/../../../etc/passwd HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+  );
   expect(answer).toMatch(/^HTTP\/1\.1 404 /);
 });
 
@@ -113,7 +126,9 @@ it("what cannot be read now is 503, without a word of why", async () => {
 
 it("does not open on a port that is taken", async () => {
   const port = Number(new URL(server.url).port);
-  await expect(openTileServer(files, { host: "localhost", port }, quiet)).rejects.toMatchObject({
+  await expect(
+    openTileServer(() => ({ ...files, write: async () => undefined }), { host: "localhost", port }, quiet),
+  ).rejects.toMatchObject({
     name: "AddressUnavailable",
     message: `cannot listen on localhost:${port}: the port is taken`,
   });

@@ -1,17 +1,18 @@
 import { createServer, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
-import { CHECKPOINT_PATH, type LogFiles } from "@curfew/ledger/directory.ts";
+import { CHECKPOINT_PATH } from "@curfew/ledger/directory.ts";
 import { NoteError } from "@curfew/ledger/note-error.ts";
 import { parseTilePath, TILE_WIDTH } from "@curfew/ledger/tile.ts";
 import { AddressUnavailable } from "@curfew/rpc/server.ts";
 import type { Log } from "@curfew/runtime/log.ts";
+import type { ShardFiles } from "./shard-files.ts";
 
 /**
- * The ledger's files over HTTP, read-only, for any client of c2sp.org/tlog-tiles. Plain HTTP and nobody is asked who he is: entries name
+ * The ledger's files over HTTP, read-only, for any client of c2sp.org/tlog-tiles: each shard is a log below its year. Plain HTTP and nobody is asked who he is: entries name
  * tokens, services and pseudonyms, so it listens on loopback, or stands behind a proxy that asks.
  */
 export interface TileServer {
-  /** `http://<host>:<port>/` */
+  /** `http://<host>:<port>/`; a log's own is that and `<year>/`. */
   readonly url: string;
   close(): Promise<void>;
 }
@@ -65,6 +66,8 @@ const openPlaces = () => {
   };
 };
 
+const shardPath = /^(20[0-9]{2})\/(.*)$/s;
+
 /** A full tile is for ever; a partial one goes when it is full; the checkpoint is another one soon. */
 const headersOf = (path: string): Headers => {
   if (path === CHECKPOINT_PATH) return text;
@@ -75,13 +78,15 @@ const headersOf = (path: string): Headers => {
 
 /** Rejects with AddressUnavailable when it cannot listen there. `port` 0: a free one. */
 export const openTileServer = async (
-  files: Pick<LogFiles, "read">,
+  files: ShardFiles,
   listen: { readonly host: string; readonly port: number },
   log: Pick<Log, "warn">,
 ): Promise<TileServer> => {
-  const serve = async (path: string, response: ServerResponse): Promise<void> => {
+  const serve = async (whole: string, response: ServerResponse): Promise<void> => {
+    const [, year, path = ""] = shardPath.exec(whole) ?? [];
+    if (year === undefined) return refuse(response, 404, "each year is a log of its own: /YEAR/checkpoint");
     try {
-      const bytes = await files.read(path);
+      const bytes = await files(Number(year)).read(path);
       if (bytes) answer(response, 200, headersOf(path), bytes);
       else refuse(response, 404, "not in this log (yet)");
     } catch (error) {

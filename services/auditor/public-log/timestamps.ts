@@ -1,13 +1,14 @@
 import type { Collection, DocumentStore } from "@curfew/document-store/port.ts";
-import { CHECKPOINT_PATH, type LogFiles } from "@curfew/ledger/directory.ts";
+import { CHECKPOINT_PATH } from "@curfew/ledger/directory.ts";
 import { NoteError } from "@curfew/ledger/note-error.ts";
 import { NONCE_BYTES, openTimestamp, TimestampRefused, timestampQuery } from "@curfew/ledger/timestamp.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
 import { type Outbound, OutboundFailed, OutboundRefused } from "@curfew/runtime/outbound.ts";
 import type { Random } from "@curfew/runtime/random.ts";
-import type { Seal } from "../domain.ts";
+import type { Seal, Shard } from "../domain.ts";
 import { cosignedId } from "./cosigned.ts";
+import type { ShardFiles } from "./shard-files.ts";
 import type { Timestamping } from "./timestamp-settings.ts";
 
 /**
@@ -19,6 +20,8 @@ import type { Timestamping } from "./timestamp-settings.ts";
 export type TimestampRow = {
   /** From `cosignedId`: one for each size. */
   _id: string;
+  shard: Shard;
+  /** Of the ledger. */
   size: number;
   /** The bytes that were stamped: the whole signed note. */
   checkpoint: string;
@@ -79,7 +82,9 @@ const isNo = (error: unknown): error is Error =>
 
 export const openTimestamps = (
   parts: Timestamping & {
-    readonly files: Pick<LogFiles, "read">;
+    readonly files: ShardFiles;
+    /** The newest; undefined: nothing was sealed yet. */
+    readonly shard: () => Shard | undefined;
     readonly seal: Seal;
     readonly rows: Pick<TimestampRows, "find" | "insert">;
     readonly outbound: Outbound;
@@ -99,19 +104,20 @@ export const openTimestamps = (
   /** What is published and to be stamped now. A checkpoint that is not ours is for whoever writes it to notice. */
   const due = async () => {
     const last = await newest();
-    if (last && dayOf(last.askedMs) === dayOf(clock.now())) return undefined;
-    const bytes = await files.read(CHECKPOINT_PATH);
+    const shard = parts.shard();
+    if (!shard || (last && dayOf(last.askedMs) === dayOf(clock.now()))) return undefined;
+    const bytes = await files(shard.year).read(CHECKPOINT_PATH);
     try {
       const checkpoint = Buffer.from(bytes ?? "").toString();
-      const { size } = seal.open(checkpoint);
-      return size > (last?.size ?? 0) ? { size, checkpoint } : undefined;
+      const { size } = seal.open(shard, checkpoint);
+      return size > (last?.size ?? 0) ? { shard, size, checkpoint } : undefined;
     } catch (error) {
       if (error instanceof NoteError) return undefined;
       throw error;
     }
   };
 
-  const stamp = async ({ size, checkpoint }: { size: number; checkpoint: string }): Promise<void> => {
+  const stamp = async ({ shard, size, checkpoint }: Pick<TimestampRow, "shard" | "size" | "checkpoint">) => {
     const data = Buffer.from(checkpoint);
     const nonce = random(NONCE_BYTES);
     const query = timestampQuery(data, nonce);
@@ -119,8 +125,8 @@ export const openTimestamps = (
     const { status, body } = await outbound.post(url, { headers, body: query, timeoutMs: deadlineMs });
     if (status !== 200) throw new TimestampRefused(`the authority answers with HTTP status ${status}`);
     const { timeMs } = await openTimestamp(body, { data, nonce, authorities });
-    const row = { _id: cosignedId(size), size, checkpoint, query, response: body, timeMs, askedMs: clock.now() };
-    await rows.insert(row);
+    const stamped = { query, response: body, timeMs, askedMs: clock.now() };
+    await rows.insert({ _id: cosignedId(size), shard, size, checkpoint, ...stamped });
   };
 
   /** One look. Answers whether it went well; a no is said when it is the first. */

@@ -13,7 +13,7 @@ import { openOutbound } from "@curfew/runtime/outbound.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { virtualClock } from "@curfew/simulation/virtual-clock.ts";
 import { afterEach, describe, expect, it } from "vitest";
-import { seal, verifierKey } from "../testing/rig.ts";
+import { origin, seal, shard, verifierKey } from "../testing/rig.ts";
 import { cosignedId, openCosigned } from "./cosigned.ts";
 import { checkPolicy, openWitnesses, type Submission } from "./witnesses.ts";
 
@@ -33,7 +33,7 @@ const treeOf = (size: number) => {
     frontier.append(leafHash(Buffer.from(`leaf ${i}`)), (level, index, node) => nodes.set(`${level}/${index}`, node));
   const read = (wanted: readonly { level: number; index: number }[]) =>
     wanted.map(({ level, index }) => nodes.get(`${level}/${index}`) as Uint8Array);
-  const checkpoint = seal.sign(size, frontier.root());
+  const checkpoint = seal.sign(shard, size, frontier.root());
   const submission: Submission = { size, checkpoint, prove: (old) => proveConsistency(old, size, read) };
   return { root: frontier.root(), submission };
 };
@@ -176,7 +176,7 @@ describe("the client of witnesses", () => {
     }));
     const client = await openClient([peer], "w1");
     const note = (await client.cosign()) ?? "";
-    expect(parseNote(note).signatures.map(({ name }) => name)).toEqual(["test.example/ledger", "w1.example"]);
+    expect(parseNote(note).signatures.map(({ name }) => name)).toEqual([origin, "w1.example"]);
   });
 
   it("gives up on one that states a size twice", async () => {
@@ -279,6 +279,7 @@ describe("the client of witnesses", () => {
     expect(await client.witnesses.status()).toEqual({ quorum: "unknown", answers: [] });
     await client.rows.insert({
       _id: cosignedId(300),
+      shard,
       size: 300,
       checkpoint: `${tree.submission.checkpoint}${peer.lineFor(text)}`,
     });

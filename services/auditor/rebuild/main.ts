@@ -5,24 +5,22 @@ import { parseArgs } from "node:util";
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
 import { openEpochs } from "@curfew/event-log/epochs.ts";
 import { openProducerTrust } from "@curfew/event-log/producer-key.ts";
-import { openKeyring } from "@curfew/keyring/keyring.ts";
-import { CHECKPOINT_PATH, openDirectory } from "@curfew/ledger/directory.ts";
+import { type Keyring, openKeyring } from "@curfew/keyring/keyring.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import { lockDirectory } from "@curfew/runtime/exclusive.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
-import type { BatchDoc } from "../domain.ts";
 import { ledgerKeys, sealOf } from "../ledger-keys.ts";
+import { openShardFolders } from "../public-log/shard-files.ts";
 import { type RebuildParts, RebuildRefused, rebuild } from "./rebuild.ts";
 
 /** What `curfew auditor rebuild` runs on the data directory of a suite that is stopped. Answers one line of JSON, and exit code 3 where it refuses. */
 const refused = 3;
 
-/** The ledger says its name itself, in the first line of each checkpoint. */
-const originOf = async ({ store, files }: Pick<RebuildParts, "store" | "files">): Promise<string> => {
-  const [batch] = await (await store.collection<BatchDoc>("batches")).find({ limit: 1 });
-  const note = batch?.checkpoint ?? String((await files?.read(CHECKPOINT_PATH)) ?? "");
-  const [origin] = Buffer.from(note).toString().split("\n");
-  if (!origin) throw new RebuildRefused("nothing was sealed here: neither batches nor files of a ledger");
+/** The name of the one ledger that a suite has keys of. */
+const originOf = (keyring: Keyring): string => {
+  const [origin, ...others] = keyring.signingNames();
+  if (!origin || others.length > 0)
+    throw new RebuildRefused(`the keys are of ${others.length + (origin ? 1 : 0)} ledgers`);
   return origin;
 };
 
@@ -46,13 +44,14 @@ const run = async (dataDir: string) => {
   const producers = await open("producers");
   try {
     const edges = { clock: systemClock, random: systemRandom };
-    const files = values["from-files"] ? { files: openDirectory(join(dataDir, "ledger"), edges) } : {};
-    const origin = await originOf({ store, ...files });
+    const files = values["from-files"] ? { files: await openShardFolders(join(dataDir, "ledger"), edges) } : {};
+    const keyring = openKeyring({ dir: keysDir, ...edges });
+    const origin = originOf(keyring);
     const parts: RebuildParts = {
       store,
       epochs: await openEpochs(producers),
       trust: trustOf(readFileSync(caFile, "utf8")),
-      seal: sealOf(origin, ledgerKeys(openKeyring({ dir: keysDir, ...edges }), origin)),
+      seal: sealOf(origin, ledgerKeys(keyring, origin)),
       ...files,
       clock: systemClock,
     };

@@ -2,9 +2,9 @@ import type { Collection } from "@curfew/document-store/port.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import { isLeaseHeld, type LeaseRow } from "@curfew/event-log/lease.ts";
 import { openProducerTrust } from "@curfew/event-log/producer-key.ts";
-import type { LogFiles } from "@curfew/ledger/directory.ts";
 import type { ServiceParts } from "@curfew/rpc/replica.ts";
 import { ledgerKeys, sealOf } from "../ledger-keys.ts";
+import type { ShardFiles } from "../public-log/shard-files.ts";
 import { RebuildRefused, rebuild } from "./rebuild.ts";
 
 /** Lease under which one replica seals. */
@@ -17,7 +17,7 @@ export const rebuildOnce = async (
     readonly epochs: Collection<EpochRow>;
     readonly origin: string | undefined;
     /** The ledger's files, where the store is gone. */
-    readonly files: LogFiles | undefined;
+    readonly files: ShardFiles | undefined;
   },
 ): Promise<void> => {
   const { store, clock, log } = parts;

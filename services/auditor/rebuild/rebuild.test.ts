@@ -5,7 +5,7 @@ import type { Collection, Doc, DocumentStore } from "@curfew/document-store/port
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import type { LeaseRow } from "@curfew/event-log/lease.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
-import { openDirectory } from "@curfew/ledger/directory.ts";
+import { type LogFiles, openDirectory } from "@curfew/ledger/directory.ts";
 import { createAuthority } from "@curfew/rpc/identity-authority.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
@@ -20,12 +20,13 @@ import {
   bound,
   clock,
   identities,
+  ledgerName,
   openWorld,
-  origin,
   quiet,
   replayAll,
   seal,
   sendOn,
+  shard,
   startAuditor,
   tokenEvent,
   untilSealed,
@@ -135,7 +136,7 @@ describe("read models made anew from the ledger", () => {
     const keyring = openKeyring({ dir: join(dir, "keys"), random: systemRandom, clock });
     const { certPem: caPem } = await createAuthority({ trustDomain, clock });
     const parts = { store: world.store, keyring, caPem, trustDomain, clock: renewing };
-    const how = { epochs: world.epochs, origin, files: undefined };
+    const how = { epochs: world.epochs, origin: ledgerName, files: undefined };
     await expect(rebuildOnce({ ...parts, log: quiet }, how)).rejects.toThrow("another auditor seals");
   });
 });
@@ -149,15 +150,17 @@ describe("a store that is gone", () => {
     const stop = new AbortController();
     const [last] = await batches.find({ order: -1, limit: 1 });
     const latest = () => Number(last?._id.slice(5));
-    const publishing = publishTiles({ files, batches, latest, seal, clock, log: quiet }, stop.signal);
-    const size = async () => seal.open(String(await files.read("checkpoint"))).size;
+    const publishing = publishTiles({ files: () => files, batches, latest, seal, clock, log: quiet }, stop.signal);
+    const size = async () => seal.open(shard, String(await files.read("checkpoint"))).size;
     await vi.waitFor(async () => expect(await size()).toBe(last?.size), bound);
     stop.abort();
     await publishing;
     return { dir, files };
   };
+  const none: LogFiles = { read: async () => undefined, write: async () => undefined };
+  const inItsYear = (files: LogFiles) => (year: number) => (year === shard.year ? files : none);
   const fromFiles = (world: World, store: DocumentStore, files: ReturnType<typeof openDirectory>) =>
-    rebuild({ store, epochs: world.epochs, trust, seal, files, clock }, () => undefined, going);
+    rebuild({ store, epochs: world.epochs, trust, seal, files: inItsYear(files), clock }, () => undefined, going);
 
   it("comes back from the ledger's files: the same leaves under the same checkpoint, and sealing goes on", async () => {
     const { world, live } = await openLedgerOf(1_200);

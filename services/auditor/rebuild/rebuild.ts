@@ -1,12 +1,12 @@
 import type { Collection, Doc, DocumentStore } from "@curfew/document-store/port.ts";
 import type { EpochRow } from "@curfew/event-log/epochs.ts";
 import type { ProducerTrust } from "@curfew/event-log/producer-key.ts";
-import type { LogFiles } from "@curfew/ledger/directory.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { BatchDoc } from "../domain.ts";
 import { openLedger } from "../ledger.ts";
 import type { LedgerSeal } from "../ledger-keys.ts";
 import { openProjection, openReadModels } from "../projections.ts";
+import type { ShardFiles } from "../public-log/shard-files.ts";
 import { restage } from "./restage.ts";
 
 /**
@@ -48,7 +48,7 @@ export interface RebuildParts {
   readonly trust: ProducerTrust;
   readonly seal: LedgerSeal;
   /** The ledger's files, where the store is gone: batches are staged again from them. */
-  readonly files?: LogFiles;
+  readonly files?: ShardFiles;
   readonly clock: Clock;
 }
 
@@ -77,7 +77,7 @@ export const rebuild = async (
   const go = async (phase: RebuildRow["phase"]) => void (await rows.set(rowId, { phase }));
 
   if (files) {
-    await restage({ files, batches, seal }, signal);
+    await restage({ files, batches, seal, clock }, signal);
     await go("clear");
   }
   if (begun?.phase !== "derive") {

@@ -3,6 +3,7 @@ import { CHECKPOINT_PATH, type LogFiles } from "@curfew/ledger/directory.ts";
 import { decodeBundle } from "@curfew/ledger/entry-bundle.ts";
 import { leafHash, sameHash } from "@curfew/ledger/hash.ts";
 import { NoteError } from "@curfew/ledger/note-error.ts";
+import { shardYears } from "@curfew/ledger/shard.ts";
 import { readTileItems, TILE_WIDTH } from "@curfew/ledger/tile.ts";
 import { Frontier } from "@curfew/ledger/tree.ts";
 import {
@@ -13,9 +14,12 @@ import {
   type LedgerHead,
   maxBatchBytes,
   maxBatchRecords,
+  replayBatch,
   type Seal,
+  type Shard,
   sealedBatch,
 } from "../domain.ts";
+import type { ShardFiles } from "../public-log/shard-files.ts";
 
 /** Batches staged again from the published files. Only what they publish comes back: what was sealed after it is sealed again, from the topics. */
 
@@ -47,34 +51,51 @@ async function* inBatches(leaves: AsyncIterable<Uint8Array>): AsyncGenerator<Uin
   if (batch.length > 0) yield batch;
 }
 
-/** The published checkpoint, once every leaf is known to lead to its root: nothing is signed before. */
-const openPublished = async (files: LogFiles, seal: Seal): Promise<number> => {
+/** Entries of a shard that are published, once every leaf is known to lead to the root: nothing is signed before. Undefined: it has no checkpoint. */
+const openPublished = async (files: LogFiles, seal: Seal, shard: Shard): Promise<number | undefined> => {
   const note = await files.read(CHECKPOINT_PATH);
-  if (!note) throw new LedgerBroken("the ledger's files have no checkpoint");
-  const { size, root } = seal.open(Buffer.from(note).toString());
+  if (!note) return undefined;
+  const { size, root } = seal.open(shard, Buffer.from(note).toString());
+  const inShard = size - shard.first;
   const frontier = new Frontier();
-  for await (const leaf of leavesOf(files, 0, size)) frontier.append(leafHash(leaf));
+  for await (const leaf of leavesOf(files, 0, inShard)) frontier.append(leafHash(leaf));
   if (!sameHash(frontier.root(), root))
-    throw new LedgerBroken("the ledger's entries do not lead to the published root");
-  return size;
+    throw new LedgerBroken(`the ledger's entries of ${shard.year} do not lead to the published root`);
+  return inShard;
 };
 
 /** Goes on after the last batch that is there. Rejects with LedgerBroken. */
 export const restage = async (
-  parts: { readonly files: LogFiles; readonly batches: Collection<BatchDoc>; readonly seal: Seal },
+  parts: {
+    readonly files: ShardFiles;
+    readonly batches: Collection<BatchDoc>;
+    readonly seal: Seal;
+    readonly clock: { now(): number };
+  },
   signal: AbortSignal,
 ): Promise<void> => {
-  const { files, batches, seal } = parts;
-  try {
-    const size = await openPublished(files, seal);
-    const [last] = await batches.findLatest({ order: -1, limit: 1 });
-    let head: LedgerHead = last ? headOf(last, Number(last._id.slice(last._id.indexOf("/") + 1)), seal) : emptyHead;
-    for await (const leaves of inBatches(leavesOf(files, head.size, size))) {
+  const { batches, seal } = parts;
+  const [last] = await batches.findLatest({ order: -1, limit: 1 });
+  let head: LedgerHead = last ? headOf(last, Number(last._id.slice(last._id.indexOf("/") + 1)), seal) : emptyHead;
+  let found = false;
+
+  const restageShard = async (year: number): Promise<void> => {
+    const files = parts.files(year);
+    const shard = year === head.shard.year ? head.shard : { year, first: head.size };
+    const inShard = await openPublished(files, seal, shard);
+    found ||= inShard !== undefined;
+    for await (const leaves of inBatches(leavesOf(files, head.size - shard.first, inShard ?? 0))) {
       signal.throwIfAborted();
-      const batch = sealedBatch(head, leaves, seal);
+      // Replayed in full, so that the first leaf is seen to name the shard before it.
+      const batch = replayBatch(head, sealedBatch(head, year, leaves, seal).doc, seal);
       await batches.insert(batch.doc);
       head = batch.head;
     }
+  };
+
+  try {
+    for (const year of shardYears(parts.clock.now(), head.shard.year)) await restageShard(year);
+    if (!found) throw new LedgerBroken("the ledger's files have no checkpoint");
   } catch (error) {
     throw error instanceof NoteError ? broken(error) : error;
   }

@@ -13,6 +13,7 @@ import { leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf, type LogRecord } from "@curfew/ledger/leaf.ts";
 import { noteSigner } from "@curfew/ledger/note-key.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
+import { shardOrigin, yearOf } from "@curfew/ledger/shard.ts";
 import { proveInclusion } from "@curfew/ledger/tree.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import { openLog } from "@curfew/runtime/log.ts";
@@ -30,6 +31,7 @@ import {
   makeBatch,
   maxBatchRecords,
   replayBatch,
+  type Shard,
 } from "../domain.ts";
 import { openLedger } from "../ledger.ts";
 import { type LedgerSeal, sealOf } from "../ledger-keys.ts";
@@ -41,13 +43,17 @@ export const clock = systemClock;
 export const quiet = openLog({ service: "test", level: "error", write: () => undefined });
 /** Of every service. */
 export const identities = await openIdentities(systemClock, Object.values(topicWriters));
-export const origin = "test.example/ledger";
+export const ledgerName = "test.example/ledger";
+/** Of all that a test seals. */
+const startedMs = clock.now();
+export const shard: Shard = { year: yearOf(startedMs), first: 0 };
+export const origin = shardOrigin(ledgerName, shard.year);
 /** The same in every process of a test. */
 const seed = Buffer.from(`302e020100300506032b657004220420${"07".repeat(32)}`, "hex");
 const privateKey = createPrivateKey({ key: seed, format: "der", type: "pkcs8" });
 const signingKey = { number: 1, privateKey, publicKey: createPublicKey(privateKey), after: -1 };
-export const seal = sealOf(origin, { all: () => [signingKey], follow: () => undefined });
-export const verifierKey = seal.verifierKeyAt(0);
+export const seal = sealOf(ledgerName, { all: () => [signingKey], follow: () => undefined });
+export const verifierKey = seal.verifierKeyAt(shard.year, 0);
 /** Signs whatever it is given as the ledger. */
 export const signer = noteSigner(origin, privateKey);
 export const bound = { timeout: 20_000, interval: 10 };
@@ -184,7 +190,12 @@ export const startAuditor = async (
 };
 
 /** Stages batches of uses on top of `head`, `count` leaves in all, without a bus. */
-export const growBy = async (batches: Pick<Collection<BatchDoc>, "insert">, head: LedgerHead, count: number) => {
+export const growBy = async (
+  batches: Pick<Collection<BatchDoc>, "insert">,
+  head: LedgerHead,
+  count: number,
+  sealedAtMs = startedMs,
+) => {
   let at = head;
   for (let left = count; left > 0; left -= maxBatchRecords) {
     const records = Array.from({ length: Math.min(left, maxBatchRecords) }, (_, i): LogRecord => {
@@ -192,7 +203,7 @@ export const growBy = async (batches: Pick<Collection<BatchDoc>, "insert">, head
       const fields = { partition, key, value, headers: Object.entries(headers) };
       return { topic: topicNames.uses, offset: at.size + i, timestampMs: 1_795_000_000_000, ...fields };
     });
-    const batch = makeBatch(at, records, 1_795_000_000_000, seal);
+    const batch = makeBatch(at, records, sealedAtMs, seal);
     await batches.insert(batch.doc);
     at = batch.head;
   }
@@ -240,7 +251,7 @@ export const assertOneTree = async (world: World): Promise<void> => {
   const rows = await entries.find({ limit: 10_000 });
   expect(rows.map((row) => placeOf(decodeLeaf(row.leaf)))).toEqual(places);
   const byId = new Map(rows.map((row) => [row._id, row]));
-  const nodes = readNodes({ get: async (id) => byId.get(id) });
+  const nodes = readNodes({ get: async (id) => byId.get(id) }, head.shard);
   const root = head.frontier.root();
   for (const [index, row] of rows.entries()) {
     expect(row._id).toBe(entryId(index));

@@ -9,7 +9,7 @@ import { openDirectory } from "@curfew/ledger/directory.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import type { BatchDoc } from "../domain.ts";
 import { publishTiles } from "../public-log/tile-log.ts";
-import { clock, partitions, quiet, seal, startAuditor, untilSealed, type World } from "./rig.ts";
+import { clock, partitions, quiet, seal, shard, startAuditor, untilSealed, type World } from "./rig.ts";
 
 /**
  * The sequencer on files: seals what is on the bus and publishes it. As a process of its own, to be killed: `kill.test.ts` starts it with
@@ -44,11 +44,11 @@ export const sealAll = async (dir: string, world: World, store: DocumentStore = 
   const batches = await store.collection<BatchDoc>("batches");
   const stop = new AbortController();
   const latest = () => Number.POSITIVE_INFINITY;
-  const publishing = publishTiles({ files, batches, latest, seal, clock, log: quiet }, stop.signal);
+  const publishing = publishTiles({ files: () => files, batches, latest, seal, clock, log: quiet }, stop.signal);
   const published = async () => {
     await untilSealed(world);
     const [last] = await batches.find({ order: -1, limit: 1 });
-    const isThere = (bytes: Uint8Array | undefined) => bytes && seal.open(Buffer.from(bytes).toString()).size;
+    const isThere = (bytes: Uint8Array | undefined) => bytes && seal.open(shard, Buffer.from(bytes).toString()).size;
     while (isThere(await files.read("checkpoint")) !== last?.size) await clock.sleep(10);
   };
   try {

@@ -17,7 +17,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file curfew/auditor/v1/auditor.proto.
  */
 export const file_curfew_auditor_v1_auditor: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jdXJmZXcvYXVkaXRvci92MS9hdWRpdG9yLnByb3RvEhFjdXJmZXcuYXVkaXRvci52MSL6AgoRTGlzdEV2ZW50c1JlcXVlc3QSGgoJcGFnZV9zaXplGAEgASgFQge6SAQaAigAEhwKCnBhZ2VfdG9rZW4YAiABKAlCCLpIBXIDGIACEhkKCHRva2VuX2lkGAMgASgJQge6SARyAhhAEhYKBHR5cGUYBCABKAlCCLpIBXIDGIABEhcKBnNvdXJjZRgFIAEoCUIHukgEcgIYQBIoCgRmcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBImCgJ0bxgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNgoIYXRfbGVhc3QYCCADKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uQgi6SAWSAQIQEBIZCgdzdWJqZWN0GAkgASgJQgi6SAVyAxiAAhIZCgdzZXJ2aWNlGAogASgJQgi6SAVyAxiAARIfCg1kYXRhX2NhdGVnb3J5GAsgASgJQgi6SAVyAxiAASKXAQoSTGlzdEV2ZW50c1Jlc3BvbnNlEi4KBmV2ZW50cxgBIAMoCzIeLmN1cmZldy5hdWRpdG9yLnYxLlNlYWxlZEV2ZW50EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCRITCgtsZWRnZXJfc2l6ZRgDIAEoAxIjCgNsYWcYBCABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWci1QEKC1NlYWxlZEV2ZW50EhAKCGV2ZW50X2lkGAEgASgJEg0KBWluZGV4GAIgASgDEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIMCgR0eXBlGAQgASgJEg4KBnNvdXJjZRgFIAEoCRIPCgdzdWJqZWN0GAYgASgJEigKBHRpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCHRva2VuX2lkGAggASgJEgwKBGpzb24YCSABKAkiiwEKD0dldEV2ZW50UmVxdWVzdBIeCghldmVudF9pZBgBIAEoCUIKukgHcgUQARiAAUgAEhgKBWluZGV4GAIgASgDQge6SAQiAigASAASLgoIcG9zaXRpb24YAyABKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uSABCDgoFd2hpY2gSBbpIAggBItMBChBHZXRFdmVudFJlc3BvbnNlEi0KBWV2ZW50GAEgASgLMh4uY3VyZmV3LmF1ZGl0b3IudjEuU2VhbGVkRXZlbnQSDAoEbGVhZhgCIAEoDBIXCg9pbmNsdXNpb25fcHJvb2YYAyADKAwSEgoKY2hlY2twb2ludBgEIAEoCRIjCgNsYWcYBSABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWcSMAoHb3V0c2lkZRgGIAEoCzIfLmN1cmZldy5hdWRpdG9yLnYxLk91dHNpZGVUaW1lcyKaAQoMT3V0c2lkZVRpbWVzEi4KCm5vdF9iZWZvcmUYASABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi0KCW5vdF9hZnRlchgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASKwoHc3RhbXBlZBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAi+QEKE0V4cG9ydEJ1bmRsZVJlcXVlc3QSGQoIdG9rZW5faWQYASABKAlCB7pIBHICGEASGQoHY2FzZV9pZBgCIAEoCUIIukgFcgMYgAISKAoEZnJvbRgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASJgoCdG8YBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiIKBmRyYWZ0cxgFIAMoCUISukgPkgEMEBAiCHIGEAEogIAQEjYKCGF0X2xlYXN0GAYgAygLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbkIIukgFkgECEBAiJQoURXhwb3J0QnVuZGxlUmVzcG9uc2USDQoFcGllY2UYASABKAwiFgoUR2V0Q2hlY2twb2ludFJlcXVlc3QirgEKFUdldENoZWNrcG9pbnRSZXNwb25zZRISCgpjaGVja3BvaW50GAEgASgJEgwKBHNpemUYAiABKAMSDAoEcm9vdBgDIAEoDBIUCgx2ZXJpZmllcl9rZXkYBCABKAkSKgoGc2VhbGVkGAUgAygLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIjCgNsYWcYBiABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWciRgoVUHJvdmVJbmNsdXNpb25SZXF1ZXN0EhYKBWluZGV4GAEgASgDQge6SAQiAigAEhUKBHNpemUYAiABKANCB7pIBCICKAAiagoWUHJvdmVJbmNsdXNpb25SZXNwb25zZRIRCglsZWFmX2hhc2gYASABKAwSDQoFcHJvb2YYAiADKAwSDAoEc2l6ZRgDIAEoAxIMCgRyb290GAQgASgMEhIKCmNoZWNrcG9pbnQYBSABKAkiRQoXUHJvdmVDb25zaXN0ZW5jeVJlcXVlc3QSFQoEZnJvbRgBIAEoA0IHukgEIgIoARITCgJ0bxgCIAEoA0IHukgEIgIoACJtChhQcm92ZUNvbnNpc3RlbmN5UmVzcG9uc2USDQoFcHJvb2YYASADKAwSEQoJZnJvbV9yb290GAIgASgMEgoKAnRvGAMgASgDEg8KB3RvX3Jvb3QYBCABKAwSEgoKY2hlY2twb2ludBgFIAEoCSK6AgoSV2F0Y2hFdmVudHNSZXF1ZXN0EiAKCmZyb21faW5kZXgYASABKANCB7pIBCICKABIAIgBARIZCgh0b2tlbl9pZBgCIAEoCUIHukgEcgIYQBIWCgR0eXBlGAMgASgJQgi6SAVyAxiAARIXCgZzb3VyY2UYBCABKAlCB7pIBHICGEASKAoEZnJvbRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASJgoCdG8YBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhkKB3N1YmplY3QYByABKAlCCLpIBXIDGIACEhkKB3NlcnZpY2UYCCABKAlCCLpIBXIDGIABEh8KDWRhdGFfY2F0ZWdvcnkYCSABKAlCCLpIBXIDGIABQg0KC19mcm9tX2luZGV4IlgKE1dhdGNoRXZlbnRzUmVzcG9uc2USLQoFZXZlbnQYASABKAsyHi5jdXJmZXcuYXVkaXRvci52MS5TZWFsZWRFdmVudBISCgpuZXh0X2luZGV4GAIgASgDIhIKEEdldEhlYWx0aFJlcXVlc3QiwwEKB1ZlcmRpY3QSLgoFc3RhdGUYASABKA4yHy5jdXJmZXcuYXVkaXRvci52MS5WZXJkaWN0U3RhdGUSKQoFc2luY2UYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhQKDGNoZWNrZWRfc2l6ZRgDIAEoAxIwCghmaW5kaW5ncxgEIAMoCzIeLmN1cmZldy5hdWRpdG9yLnYxLk9wZW5GaW5kaW5nEhUKDW1vcmVfZmluZGluZ3MYBSABKAgi3gEKC09wZW5GaW5kaW5nEg0KBWNhdXNlGAEgASgJEikKBXNpbmNlGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghwb3NpdGlvbhgDIAEoCzIaLmN1cmZldy5ldmVudHMudjEuUG9zaXRpb24SDQoFdG9waWMYBCABKAkSDAoEd2hhdBgFIAEoCRIQCghleHBlY3RlZBgGIAEoCRIMCgRzZWVuGAcgASgJEhkKDGxlZGdlcl9pbmRleBgIIAEoA0gAiAEBQg8KDV9sZWRnZXJfaW5kZXgiggMKEUdldEhlYWx0aFJlc3BvbnNlEi0KCWludGVncml0eRgBIAEoCzIaLmN1cmZldy5hdWRpdG9yLnYxLlZlcmRpY3QSMAoMY29tcGxldGVuZXNzGAIgASgLMhouY3VyZmV3LmF1ZGl0b3IudjEuVmVyZGljdBIpCgVkcmlmdBgDIAEoCzIaLmN1cmZldy5hdWRpdG9yLnYxLlZlcmRpY3QSIwoDbGFnGAQgASgLMhYuY3VyZmV3LmF1ZGl0b3IudjEuTGFnEjMKCXdpdG5lc3NlcxgFIAEoCzIgLmN1cmZldy5hdWRpdG9yLnYxLldpdG5lc3NIZWFsdGgSOgoPcmV2ZXJpZmljYXRpb25zGAYgAygLMiEuY3VyZmV3LmF1ZGl0b3IudjEuUmV2ZXJpZmljYXRpb24SEwoLbGVkZ2VyX3NpemUYByABKAMSNgoKdGltZXN0YW1wcxgIIAEoCzIiLmN1cmZldy5hdWRpdG9yLnYxLlRpbWVzdGFtcEhlYWx0aCKXAQoDTGFnEh0KEHVuc2VhbGVkX3JlY29yZHMYASABKANIAIgBARIuCgttZXJnZV9kZWxheRgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIsCglvYmplY3RpdmUYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb25CEwoRX3Vuc2VhbGVkX3JlY29yZHMimgEKDVdpdG5lc3NIZWFsdGgSDgoGcXVvcnVtGAEgASgJEhUKDWNvc2lnbmVkX3NpemUYAiABKAMSLwoLY29zaWduZWRfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjEKB2Fuc3dlcnMYBCADKAsyIC5jdXJmZXcuYXVkaXRvci52MS5XaXRuZXNzQW5zd2VyImQKDVdpdG5lc3NBbnN3ZXISDAoEbmFtZRgBIAEoCRIPCgdvdXRjb21lGAIgASgJEgwKBHNhaWQYAyABKAkSJgoCYXQYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIo0BCg9UaW1lc3RhbXBIZWFsdGgSDAoEc2l6ZRgBIAEoAxIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIPCgdmYWlsaW5nGAMgASgJEjEKDWZhaWxpbmdfc2luY2UYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIrgBCg5SZXZlcmlmaWNhdGlvbhIMCgR3aGF0GAEgASgJEg4KBnBhc3NlcxgCIAEoAxIsCghlbmRlZF9hdBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDAoEc2l6ZRgEIAEoAxIuCgpzdGFydGVkX2F0GAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghjb21wYXJlZBgGIAEoAxIKCgJhdBgHIAEoCSp7CgxWZXJkaWN0U3RhdGUSHQoZVkVSRElDVF9TVEFURV9VTlNQRUNJRklFRBAAEhcKE1ZFUkRJQ1RfU1RBVEVfSE9MRFMQARIYChRWRVJESUNUX1NUQVRFX0JST0tFThACEhkKFVZFUkRJQ1RfU1RBVEVfVU5LTk9XThADMrYGCg5BdWRpdG9yU2VydmljZRJeCgpMaXN0RXZlbnRzEiQuY3VyZmV3LmF1ZGl0b3IudjEuTGlzdEV2ZW50c1JlcXVlc3QaJS5jdXJmZXcuYXVkaXRvci52MS5MaXN0RXZlbnRzUmVzcG9uc2UiA5ACARJYCghHZXRFdmVudBIiLmN1cmZldy5hdWRpdG9yLnYxLkdldEV2ZW50UmVxdWVzdBojLmN1cmZldy5hdWRpdG9yLnYxLkdldEV2ZW50UmVzcG9uc2UiA5ACARJhCgxFeHBvcnRCdW5kbGUSJi5jdXJmZXcuYXVkaXRvci52MS5FeHBvcnRCdW5kbGVSZXF1ZXN0GicuY3VyZmV3LmF1ZGl0b3IudjEuRXhwb3J0QnVuZGxlUmVzcG9uc2UwARJnCg1HZXRDaGVja3BvaW50EicuY3VyZmV3LmF1ZGl0b3IudjEuR2V0Q2hlY2twb2ludFJlcXVlc3QaKC5jdXJmZXcuYXVkaXRvci52MS5HZXRDaGVja3BvaW50UmVzcG9uc2UiA5ACARJqCg5Qcm92ZUluY2x1c2lvbhIoLmN1cmZldy5hdWRpdG9yLnYxLlByb3ZlSW5jbHVzaW9uUmVxdWVzdBopLmN1cmZldy5hdWRpdG9yLnYxLlByb3ZlSW5jbHVzaW9uUmVzcG9uc2UiA5ACARJwChBQcm92ZUNvbnNpc3RlbmN5EiouY3VyZmV3LmF1ZGl0b3IudjEuUHJvdmVDb25zaXN0ZW5jeVJlcXVlc3QaKy5jdXJmZXcuYXVkaXRvci52MS5Qcm92ZUNvbnNpc3RlbmN5UmVzcG9uc2UiA5ACARJjCgtXYXRjaEV2ZW50cxIlLmN1cmZldy5hdWRpdG9yLnYxLldhdGNoRXZlbnRzUmVxdWVzdBomLmN1cmZldy5hdWRpdG9yLnYxLldhdGNoRXZlbnRzUmVzcG9uc2UiA5ACATABElsKCUdldEhlYWx0aBIjLmN1cmZldy5hdWRpdG9yLnYxLkdldEhlYWx0aFJlcXVlc3QaJC5jdXJmZXcuYXVkaXRvci52MS5HZXRIZWFsdGhSZXNwb25zZSIDkAIBYgZwcm90bzM", [file_buf_validate_validate, file_curfew_events_v1_common, file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("Ch9jdXJmZXcvYXVkaXRvci92MS9hdWRpdG9yLnByb3RvEhFjdXJmZXcuYXVkaXRvci52MSL6AgoRTGlzdEV2ZW50c1JlcXVlc3QSGgoJcGFnZV9zaXplGAEgASgFQge6SAQaAigAEhwKCnBhZ2VfdG9rZW4YAiABKAlCCLpIBXIDGIACEhkKCHRva2VuX2lkGAMgASgJQge6SARyAhhAEhYKBHR5cGUYBCABKAlCCLpIBXIDGIABEhcKBnNvdXJjZRgFIAEoCUIHukgEcgIYQBIoCgRmcm9tGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBImCgJ0bxgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNgoIYXRfbGVhc3QYCCADKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uQgi6SAWSAQIQEBIZCgdzdWJqZWN0GAkgASgJQgi6SAVyAxiAAhIZCgdzZXJ2aWNlGAogASgJQgi6SAVyAxiAARIfCg1kYXRhX2NhdGVnb3J5GAsgASgJQgi6SAVyAxiAASKXAQoSTGlzdEV2ZW50c1Jlc3BvbnNlEi4KBmV2ZW50cxgBIAMoCzIeLmN1cmZldy5hdWRpdG9yLnYxLlNlYWxlZEV2ZW50EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCRITCgtsZWRnZXJfc2l6ZRgDIAEoAxIjCgNsYWcYBCABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWci1QEKC1NlYWxlZEV2ZW50EhAKCGV2ZW50X2lkGAEgASgJEg0KBWluZGV4GAIgASgDEiwKCHBvc2l0aW9uGAMgASgLMhouY3VyZmV3LmV2ZW50cy52MS5Qb3NpdGlvbhIMCgR0eXBlGAQgASgJEg4KBnNvdXJjZRgFIAEoCRIPCgdzdWJqZWN0GAYgASgJEigKBHRpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCHRva2VuX2lkGAggASgJEgwKBGpzb24YCSABKAkiiwEKD0dldEV2ZW50UmVxdWVzdBIeCghldmVudF9pZBgBIAEoCUIKukgHcgUQARiAAUgAEhgKBWluZGV4GAIgASgDQge6SAQiAigASAASLgoIcG9zaXRpb24YAyABKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uSABCDgoFd2hpY2gSBbpIAggBIvwBChBHZXRFdmVudFJlc3BvbnNlEi0KBWV2ZW50GAEgASgLMh4uY3VyZmV3LmF1ZGl0b3IudjEuU2VhbGVkRXZlbnQSDAoEbGVhZhgCIAEoDBIXCg9pbmNsdXNpb25fcHJvb2YYAyADKAwSEgoKY2hlY2twb2ludBgEIAEoCRIjCgNsYWcYBSABKAsyFi5jdXJmZXcuYXVkaXRvci52MS5MYWcSMAoHb3V0c2lkZRgGIAEoCzIfLmN1cmZldy5hdWRpdG9yLnYxLk91dHNpZGVUaW1lcxInCgVzaGFyZBgHIAEoCzIYLmN1cmZldy5hdWRpdG9yLnYxLlNoYXJkIjoKBVNoYXJkEgwKBHllYXIYASABKAUSDQoFZmlyc3QYAiABKAMSFAoMdmVyaWZpZXJfa2V5GAMgASgJIpoBCgxPdXRzaWRlVGltZXMSLgoKbm90X2JlZm9yZRgBIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLQoJbm90X2FmdGVyGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIrCgdzdGFtcGVkGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCKRAgoTRXhwb3J0QnVuZGxlUmVxdWVzdBIZCgh0b2tlbl9pZBgBIAEoCUIHukgEcgIYQBIZCgdjYXNlX2lkGAIgASgJQgi6SAVyAxiAAhIoCgRmcm9tGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBImCgJ0bxgEIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASIgoGZHJhZnRzGAUgAygJQhK6SA+SAQwQECIIcgYQASiAgBASNgoIYXRfbGVhc3QYBiADKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uQgi6SAWSAQIQEBIWCgVzaGFyZBgHIAEoBUIHukgEGgIoACIlChRFeHBvcnRCdW5kbGVSZXNwb25zZRINCgVwaWVjZRgBIAEoDCIuChRHZXRDaGVja3BvaW50UmVxdWVzdBIWCgVzaGFyZBgBIAEoBUIHukgEGgIoACLXAQoVR2V0Q2hlY2twb2ludFJlc3BvbnNlEhIKCmNoZWNrcG9pbnQYASABKAkSDAoEc2l6ZRgCIAEoAxIMCgRyb290GAMgASgMEhQKDHZlcmlmaWVyX2tleRgEIAEoCRIqCgZzZWFsZWQYBSADKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uEiMKA2xhZxgGIAEoCzIWLmN1cmZldy5hdWRpdG9yLnYxLkxhZxInCgVzaGFyZBgHIAEoCzIYLmN1cmZldy5hdWRpdG9yLnYxLlNoYXJkIl4KFVByb3ZlSW5jbHVzaW9uUmVxdWVzdBIWCgVpbmRleBgBIAEoA0IHukgEIgIoABIVCgRzaXplGAIgASgDQge6SAQiAigAEhYKBXNoYXJkGAMgASgFQge6SAQaAigAImoKFlByb3ZlSW5jbHVzaW9uUmVzcG9uc2USEQoJbGVhZl9oYXNoGAEgASgMEg0KBXByb29mGAIgAygMEgwKBHNpemUYAyABKAMSDAoEcm9vdBgEIAEoDBISCgpjaGVja3BvaW50GAUgASgJIl0KF1Byb3ZlQ29uc2lzdGVuY3lSZXF1ZXN0EhUKBGZyb20YASABKANCB7pIBCICKAESEwoCdG8YAiABKANCB7pIBCICKAASFgoFc2hhcmQYAyABKAVCB7pIBBoCKAAibQoYUHJvdmVDb25zaXN0ZW5jeVJlc3BvbnNlEg0KBXByb29mGAEgAygMEhEKCWZyb21fcm9vdBgCIAEoDBIKCgJ0bxgDIAEoAxIPCgd0b19yb290GAQgASgMEhIKCmNoZWNrcG9pbnQYBSABKAkiugIKEldhdGNoRXZlbnRzUmVxdWVzdBIgCgpmcm9tX2luZGV4GAEgASgDQge6SAQiAigASACIAQESGQoIdG9rZW5faWQYAiABKAlCB7pIBHICGEASFgoEdHlwZRgDIAEoCUIIukgFcgMYgAESFwoGc291cmNlGAQgASgJQge6SARyAhhAEigKBGZyb20YBSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiYKAnRvGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIZCgdzdWJqZWN0GAcgASgJQgi6SAVyAxiAAhIZCgdzZXJ2aWNlGAggASgJQgi6SAVyAxiAARIfCg1kYXRhX2NhdGVnb3J5GAkgASgJQgi6SAVyAxiAAUINCgtfZnJvbV9pbmRleCJYChNXYXRjaEV2ZW50c1Jlc3BvbnNlEi0KBWV2ZW50GAEgASgLMh4uY3VyZmV3LmF1ZGl0b3IudjEuU2VhbGVkRXZlbnQSEgoKbmV4dF9pbmRleBgCIAEoAyISChBHZXRIZWFsdGhSZXF1ZXN0IsMBCgdWZXJkaWN0Ei4KBXN0YXRlGAEgASgOMh8uY3VyZmV3LmF1ZGl0b3IudjEuVmVyZGljdFN0YXRlEikKBXNpbmNlGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIUCgxjaGVja2VkX3NpemUYAyABKAMSMAoIZmluZGluZ3MYBCADKAsyHi5jdXJmZXcuYXVkaXRvci52MS5PcGVuRmluZGluZxIVCg1tb3JlX2ZpbmRpbmdzGAUgASgIIt4BCgtPcGVuRmluZGluZxINCgVjYXVzZRgBIAEoCRIpCgVzaW5jZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIcG9zaXRpb24YAyABKAsyGi5jdXJmZXcuZXZlbnRzLnYxLlBvc2l0aW9uEg0KBXRvcGljGAQgASgJEgwKBHdoYXQYBSABKAkSEAoIZXhwZWN0ZWQYBiABKAkSDAoEc2VlbhgHIAEoCRIZCgxsZWRnZXJfaW5kZXgYCCABKANIAIgBAUIPCg1fbGVkZ2VyX2luZGV4IoIDChFHZXRIZWFsdGhSZXNwb25zZRItCglpbnRlZ3JpdHkYASABKAsyGi5jdXJmZXcuYXVkaXRvci52MS5WZXJkaWN0EjAKDGNvbXBsZXRlbmVzcxgCIAEoCzIaLmN1cmZldy5hdWRpdG9yLnYxLlZlcmRpY3QSKQoFZHJpZnQYAyABKAsyGi5jdXJmZXcuYXVkaXRvci52MS5WZXJkaWN0EiMKA2xhZxgEIAEoCzIWLmN1cmZldy5hdWRpdG9yLnYxLkxhZxIzCgl3aXRuZXNzZXMYBSABKAsyIC5jdXJmZXcuYXVkaXRvci52MS5XaXRuZXNzSGVhbHRoEjoKD3JldmVyaWZpY2F0aW9ucxgGIAMoCzIhLmN1cmZldy5hdWRpdG9yLnYxLlJldmVyaWZpY2F0aW9uEhMKC2xlZGdlcl9zaXplGAcgASgDEjYKCnRpbWVzdGFtcHMYCCABKAsyIi5jdXJmZXcuYXVkaXRvci52MS5UaW1lc3RhbXBIZWFsdGgilwEKA0xhZxIdChB1bnNlYWxlZF9yZWNvcmRzGAEgASgDSACIAQESLgoLbWVyZ2VfZGVsYXkYAiABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SLAoJb2JqZWN0aXZlGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uQhMKEV91bnNlYWxlZF9yZWNvcmRzIpoBCg1XaXRuZXNzSGVhbHRoEg4KBnF1b3J1bRgBIAEoCRIVCg1jb3NpZ25lZF9zaXplGAIgASgDEi8KC2Nvc2lnbmVkX2F0GAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIxCgdhbnN3ZXJzGAQgAygLMiAuY3VyZmV3LmF1ZGl0b3IudjEuV2l0bmVzc0Fuc3dlciJkCg1XaXRuZXNzQW5zd2VyEgwKBG5hbWUYASABKAkSDwoHb3V0Y29tZRgCIAEoCRIMCgRzYWlkGAMgASgJEiYKAmF0GAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCKNAQoPVGltZXN0YW1wSGVhbHRoEgwKBHNpemUYASABKAMSKAoEdGltZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDwoHZmFpbGluZxgDIAEoCRIxCg1mYWlsaW5nX3NpbmNlGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCK4AQoOUmV2ZXJpZmljYXRpb24SDAoEd2hhdBgBIAEoCRIOCgZwYXNzZXMYAiABKAMSLAoIZW5kZWRfYXQYAyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEgwKBHNpemUYBCABKAMSLgoKc3RhcnRlZF9hdBgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEAoIY29tcGFyZWQYBiABKAMSCgoCYXQYByABKAkqewoMVmVyZGljdFN0YXRlEh0KGVZFUkRJQ1RfU1RBVEVfVU5TUEVDSUZJRUQQABIXChNWRVJESUNUX1NUQVRFX0hPTERTEAESGAoUVkVSRElDVF9TVEFURV9CUk9LRU4QAhIZChVWRVJESUNUX1NUQVRFX1VOS05PV04QAzK2BgoOQXVkaXRvclNlcnZpY2USXgoKTGlzdEV2ZW50cxIkLmN1cmZldy5hdWRpdG9yLnYxLkxpc3RFdmVudHNSZXF1ZXN0GiUuY3VyZmV3LmF1ZGl0b3IudjEuTGlzdEV2ZW50c1Jlc3BvbnNlIgOQAgESWAoIR2V0RXZlbnQSIi5jdXJmZXcuYXVkaXRvci52MS5HZXRFdmVudFJlcXVlc3QaIy5jdXJmZXcuYXVkaXRvci52MS5HZXRFdmVudFJlc3BvbnNlIgOQAgESYQoMRXhwb3J0QnVuZGxlEiYuY3VyZmV3LmF1ZGl0b3IudjEuRXhwb3J0QnVuZGxlUmVxdWVzdBonLmN1cmZldy5hdWRpdG9yLnYxLkV4cG9ydEJ1bmRsZVJlc3BvbnNlMAESZwoNR2V0Q2hlY2twb2ludBInLmN1cmZldy5hdWRpdG9yLnYxLkdldENoZWNrcG9pbnRSZXF1ZXN0GiguY3VyZmV3LmF1ZGl0b3IudjEuR2V0Q2hlY2twb2ludFJlc3BvbnNlIgOQAgESagoOUHJvdmVJbmNsdXNpb24SKC5jdXJmZXcuYXVkaXRvci52MS5Qcm92ZUluY2x1c2lvblJlcXVlc3QaKS5jdXJmZXcuYXVkaXRvci52MS5Qcm92ZUluY2x1c2lvblJlc3BvbnNlIgOQAgEScAoQUHJvdmVDb25zaXN0ZW5jeRIqLmN1cmZldy5hdWRpdG9yLnYxLlByb3ZlQ29uc2lzdGVuY3lSZXF1ZXN0GisuY3VyZmV3LmF1ZGl0b3IudjEuUHJvdmVDb25zaXN0ZW5jeVJlc3BvbnNlIgOQAgESYwoLV2F0Y2hFdmVudHMSJS5jdXJmZXcuYXVkaXRvci52MS5XYXRjaEV2ZW50c1JlcXVlc3QaJi5jdXJmZXcuYXVkaXRvci52MS5XYXRjaEV2ZW50c1Jlc3BvbnNlIgOQAgEwARJbCglHZXRIZWFsdGgSIy5jdXJmZXcuYXVkaXRvci52MS5HZXRIZWFsdGhSZXF1ZXN0GiQuY3VyZmV3LmF1ZGl0b3IudjEuR2V0SGVhbHRoUmVzcG9uc2UiA5ACAWIGcHJvdG8z", [file_buf_validate_validate, file_curfew_events_v1_common, file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * A request for a page of events. Filters are joined by "and".
@@ -166,7 +166,7 @@ export type SealedEvent = Message<"curfew.auditor.v1.SealedEvent"> & {
   eventId: string;
 
   /**
-   * Index of its leaf, from 0.
+   * Index in the ledger, from 0, through all its shards.
    *
    * @generated from field: int64 index = 2;
    */
@@ -250,7 +250,7 @@ export type GetEventRequest = Message<"curfew.auditor.v1.GetEventRequest"> & {
     case: "eventId";
   } | {
     /**
-     * By leaf.
+     * By its index in the ledger.
      *
      * @generated from field: int64 index = 2;
      */
@@ -295,7 +295,7 @@ export type GetEventResponse = Message<"curfew.auditor.v1.GetEventResponse"> & {
   leaf: Uint8Array;
 
   /**
-   * RFC 6962 inclusion proof, hashes of 32 bytes, for the checkpoint's size.
+   * RFC 6962 inclusion proof, hashes of 32 bytes, of leaf `index - shard.first` for the checkpoint's size.
    *
    * @generated from field: repeated bytes inclusion_proof = 3;
    */
@@ -321,6 +321,13 @@ export type GetEventResponse = Message<"curfew.auditor.v1.GetEventResponse"> & {
    * @generated from field: curfew.auditor.v1.OutsideTimes outside = 6;
    */
   outside?: OutsideTimes | undefined;
+
+  /**
+   * The shard that it is in; the checkpoint is that shard's newest.
+   *
+   * @generated from field: curfew.auditor.v1.Shard shard = 7;
+   */
+  shard?: Shard | undefined;
 };
 
 /**
@@ -329,6 +336,41 @@ export type GetEventResponse = Message<"curfew.auditor.v1.GetEventResponse"> & {
  */
 export const GetEventResponseSchema: GenMessage<GetEventResponse> = /*@__PURE__*/
   messageDesc(file_curfew_auditor_v1_auditor, 4);
+
+/**
+ * A shard of the ledger: the tree of one year, which is a log of its own. Its first leaf names the checkpoint with which the one before ended.
+ *
+ * @generated from message curfew.auditor.v1.Shard
+ */
+export type Shard = Message<"curfew.auditor.v1.Shard"> & {
+  /**
+   * UTC year in which it began.
+   *
+   * @generated from field: int32 year = 1;
+   */
+  year: number;
+
+  /**
+   * Index in the ledger of its first leaf.
+   *
+   * @generated from field: int64 first = 2;
+   */
+  first: bigint;
+
+  /**
+   * Verifier key text of the key that signs it: name+id+key; the name is its log's origin.
+   *
+   * @generated from field: string verifier_key = 3;
+   */
+  verifierKey: string;
+};
+
+/**
+ * Describes the message curfew.auditor.v1.Shard.
+ * Use `create(ShardSchema)` to create a new message.
+ */
+export const ShardSchema: GenMessage<Shard> = /*@__PURE__*/
+  messageDesc(file_curfew_auditor_v1_auditor, 5);
 
 /**
  * Bounds on when an entry came to the ledger, by clocks that are not its operator's.
@@ -363,7 +405,7 @@ export type OutsideTimes = Message<"curfew.auditor.v1.OutsideTimes"> & {
  * Use `create(OutsideTimesSchema)` to create a new message.
  */
 export const OutsideTimesSchema: GenMessage<OutsideTimes> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 5);
+  messageDesc(file_curfew_auditor_v1_auditor, 6);
 
 /**
  * What is to be in a bundle. Filters are joined by "and"; without any it is everything.
@@ -412,6 +454,14 @@ export type ExportBundleRequest = Message<"curfew.auditor.v1.ExportBundleRequest
    * @generated from field: repeated curfew.events.v1.Position at_least = 6;
    */
   atLeast: Position[];
+
+  /**
+   * Only what is in the shard of this year: a bundle is of one shard. 0: of the only shard that has any of it; FAILED_PRECONDITION where
+   * several have.
+   *
+   * @generated from field: int32 shard = 7;
+   */
+  shard: number;
 };
 
 /**
@@ -419,7 +469,7 @@ export type ExportBundleRequest = Message<"curfew.auditor.v1.ExportBundleRequest
  * Use `create(ExportBundleRequestSchema)` to create a new message.
  */
 export const ExportBundleRequestSchema: GenMessage<ExportBundleRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 6);
+  messageDesc(file_curfew_auditor_v1_auditor, 7);
 
 /**
  * A piece of a bundle: they follow each other.
@@ -440,14 +490,20 @@ export type ExportBundleResponse = Message<"curfew.auditor.v1.ExportBundleRespon
  * Use `create(ExportBundleResponseSchema)` to create a new message.
  */
 export const ExportBundleResponseSchema: GenMessage<ExportBundleResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 7);
+  messageDesc(file_curfew_auditor_v1_auditor, 8);
 
 /**
- * A question for the newest checkpoint.
+ * A question for the newest checkpoint of a shard.
  *
  * @generated from message curfew.auditor.v1.GetCheckpointRequest
  */
 export type GetCheckpointRequest = Message<"curfew.auditor.v1.GetCheckpointRequest"> & {
+  /**
+   * Year of the shard; 0: the newest.
+   *
+   * @generated from field: int32 shard = 1;
+   */
+  shard: number;
 };
 
 /**
@@ -455,10 +511,10 @@ export type GetCheckpointRequest = Message<"curfew.auditor.v1.GetCheckpointReque
  * Use `create(GetCheckpointRequestSchema)` to create a new message.
  */
 export const GetCheckpointRequestSchema: GenMessage<GetCheckpointRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 8);
+  messageDesc(file_curfew_auditor_v1_auditor, 9);
 
 /**
- * The newest checkpoint.
+ * The newest checkpoint of a shard.
  *
  * @generated from message curfew.auditor.v1.GetCheckpointResponse
  */
@@ -471,7 +527,7 @@ export type GetCheckpointResponse = Message<"curfew.auditor.v1.GetCheckpointResp
   checkpoint: string;
 
   /**
-   * Its size.
+   * Its size: leaves of the shard.
    *
    * @generated from field: int64 size = 2;
    */
@@ -504,6 +560,13 @@ export type GetCheckpointResponse = Message<"curfew.auditor.v1.GetCheckpointResp
    * @generated from field: curfew.auditor.v1.Lag lag = 6;
    */
   lag?: Lag | undefined;
+
+  /**
+   * The shard.
+   *
+   * @generated from field: curfew.auditor.v1.Shard shard = 7;
+   */
+  shard?: Shard | undefined;
 };
 
 /**
@@ -511,27 +574,34 @@ export type GetCheckpointResponse = Message<"curfew.auditor.v1.GetCheckpointResp
  * Use `create(GetCheckpointResponseSchema)` to create a new message.
  */
 export const GetCheckpointResponseSchema: GenMessage<GetCheckpointResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 9);
+  messageDesc(file_curfew_auditor_v1_auditor, 10);
 
 /**
- * A question whether a leaf is in a tree.
+ * A question whether a leaf is in a tree. Leaves are counted as the shard's checkpoints count them.
  *
  * @generated from message curfew.auditor.v1.ProveInclusionRequest
  */
 export type ProveInclusionRequest = Message<"curfew.auditor.v1.ProveInclusionRequest"> & {
   /**
-   * Index of the leaf, from 0, below `size`.
+   * Index of the leaf in the shard, from 0, below `size`.
    *
    * @generated from field: int64 index = 1;
    */
   index: bigint;
 
   /**
-   * Size of the tree; 0: that of the newest checkpoint.
+   * Size of the tree; 0: that of the shard's newest checkpoint.
    *
    * @generated from field: int64 size = 2;
    */
   size: bigint;
+
+  /**
+   * Year of the shard; 0: the newest.
+   *
+   * @generated from field: int32 shard = 3;
+   */
+  shard: number;
 };
 
 /**
@@ -539,7 +609,7 @@ export type ProveInclusionRequest = Message<"curfew.auditor.v1.ProveInclusionReq
  * Use `create(ProveInclusionRequestSchema)` to create a new message.
  */
 export const ProveInclusionRequestSchema: GenMessage<ProveInclusionRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 10);
+  messageDesc(file_curfew_auditor_v1_auditor, 11);
 
 /**
  * A leaf's proof. It was checked before it was answered.
@@ -588,7 +658,7 @@ export type ProveInclusionResponse = Message<"curfew.auditor.v1.ProveInclusionRe
  * Use `create(ProveInclusionResponseSchema)` to create a new message.
  */
 export const ProveInclusionResponseSchema: GenMessage<ProveInclusionResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 11);
+  messageDesc(file_curfew_auditor_v1_auditor, 12);
 
 /**
  * A question whether one tree is the beginning of another.
@@ -604,11 +674,18 @@ export type ProveConsistencyRequest = Message<"curfew.auditor.v1.ProveConsistenc
   from: bigint;
 
   /**
-   * The larger size; 0: that of the newest checkpoint.
+   * The larger size; 0: that of the shard's newest checkpoint.
    *
    * @generated from field: int64 to = 2;
    */
   to: bigint;
+
+  /**
+   * Year of the shard; 0: the newest.
+   *
+   * @generated from field: int32 shard = 3;
+   */
+  shard: number;
 };
 
 /**
@@ -616,7 +693,7 @@ export type ProveConsistencyRequest = Message<"curfew.auditor.v1.ProveConsistenc
  * Use `create(ProveConsistencyRequestSchema)` to create a new message.
  */
 export const ProveConsistencyRequestSchema: GenMessage<ProveConsistencyRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 12);
+  messageDesc(file_curfew_auditor_v1_auditor, 13);
 
 /**
  * Two trees' proof. It was checked before it was answered.
@@ -665,7 +742,7 @@ export type ProveConsistencyResponse = Message<"curfew.auditor.v1.ProveConsisten
  * Use `create(ProveConsistencyResponseSchema)` to create a new message.
  */
 export const ProveConsistencyResponseSchema: GenMessage<ProveConsistencyResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 13);
+  messageDesc(file_curfew_auditor_v1_auditor, 14);
 
 /**
  * A request for events as they come. Filters are joined by "and".
@@ -742,7 +819,7 @@ export type WatchEventsRequest = Message<"curfew.auditor.v1.WatchEventsRequest">
  * Use `create(WatchEventsRequestSchema)` to create a new message.
  */
 export const WatchEventsRequestSchema: GenMessage<WatchEventsRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 14);
+  messageDesc(file_curfew_auditor_v1_auditor, 15);
 
 /**
  * An event, or a word on how far the ledger was read: at once at the beginning, and then whenever leaves went by that pass no filter.
@@ -770,7 +847,7 @@ export type WatchEventsResponse = Message<"curfew.auditor.v1.WatchEventsResponse
  * Use `create(WatchEventsResponseSchema)` to create a new message.
  */
 export const WatchEventsResponseSchema: GenMessage<WatchEventsResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 15);
+  messageDesc(file_curfew_auditor_v1_auditor, 16);
 
 /**
  * A question how the evidence is.
@@ -785,7 +862,7 @@ export type GetHealthRequest = Message<"curfew.auditor.v1.GetHealthRequest"> & {
  * Use `create(GetHealthRequestSchema)` to create a new message.
  */
 export const GetHealthRequestSchema: GenMessage<GetHealthRequest> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 16);
+  messageDesc(file_curfew_auditor_v1_auditor, 17);
 
 /**
  * A verdict and what it rests on.
@@ -834,7 +911,7 @@ export type Verdict = Message<"curfew.auditor.v1.Verdict"> & {
  * Use `create(VerdictSchema)` to create a new message.
  */
 export const VerdictSchema: GenMessage<Verdict> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 17);
+  messageDesc(file_curfew_auditor_v1_auditor, 18);
 
 /**
  * Something that speaks against a verdict.
@@ -904,7 +981,7 @@ export type OpenFinding = Message<"curfew.auditor.v1.OpenFinding"> & {
  * Use `create(OpenFindingSchema)` to create a new message.
  */
 export const OpenFindingSchema: GenMessage<OpenFinding> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 18);
+  messageDesc(file_curfew_auditor_v1_auditor, 19);
 
 /**
  * How the evidence is.
@@ -974,7 +1051,7 @@ export type GetHealthResponse = Message<"curfew.auditor.v1.GetHealthResponse"> &
  * Use `create(GetHealthResponseSchema)` to create a new message.
  */
 export const GetHealthResponseSchema: GenMessage<GetHealthResponse> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 19);
+  messageDesc(file_curfew_auditor_v1_auditor, 20);
 
 /**
  * How far sealing is behind what is durable.
@@ -1009,7 +1086,7 @@ export type Lag = Message<"curfew.auditor.v1.Lag"> & {
  * Use `create(LagSchema)` to create a new message.
  */
 export const LagSchema: GenMessage<Lag> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 20);
+  messageDesc(file_curfew_auditor_v1_auditor, 21);
 
 /**
  * How it stands with the witnesses.
@@ -1051,7 +1128,7 @@ export type WitnessHealth = Message<"curfew.auditor.v1.WitnessHealth"> & {
  * Use `create(WitnessHealthSchema)` to create a new message.
  */
 export const WitnessHealthSchema: GenMessage<WitnessHealth> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 21);
+  messageDesc(file_curfew_auditor_v1_auditor, 22);
 
 /**
  * What a witness answered last.
@@ -1093,7 +1170,7 @@ export type WitnessAnswer = Message<"curfew.auditor.v1.WitnessAnswer"> & {
  * Use `create(WitnessAnswerSchema)` to create a new message.
  */
 export const WitnessAnswerSchema: GenMessage<WitnessAnswer> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 22);
+  messageDesc(file_curfew_auditor_v1_auditor, 23);
 
 /**
  * How it stands with timestamps (RFC 3161).
@@ -1135,7 +1212,7 @@ export type TimestampHealth = Message<"curfew.auditor.v1.TimestampHealth"> & {
  * Use `create(TimestampHealthSchema)` to create a new message.
  */
 export const TimestampHealthSchema: GenMessage<TimestampHealth> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 23);
+  messageDesc(file_curfew_auditor_v1_auditor, 24);
 
 /**
  * A comparison that goes round for ever.
@@ -1199,7 +1276,7 @@ export type Reverification = Message<"curfew.auditor.v1.Reverification"> & {
  * Use `create(ReverificationSchema)` to create a new message.
  */
 export const ReverificationSchema: GenMessage<Reverification> = /*@__PURE__*/
-  messageDesc(file_curfew_auditor_v1_auditor, 24);
+  messageDesc(file_curfew_auditor_v1_auditor, 25);
 
 /**
  * What is known to be so.

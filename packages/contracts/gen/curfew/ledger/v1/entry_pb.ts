@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file curfew/ledger/v1/entry.proto.
  */
 export const file_curfew_ledger_v1_entry: GenFile = /*@__PURE__*/
-  fileDesc("ChxjdXJmZXcvbGVkZ2VyL3YxL2VudHJ5LnByb3RvEhBjdXJmZXcubGVkZ2VyLnYxIvIBCgtMZWRnZXJFbnRyeRIOCgZmb3JtYXQYASABKA0SDQoFdG9waWMYAiABKAkSEQoJcGFydGl0aW9uGAMgASgFEg4KBm9mZnNldBgEIAEoAxIUCgx0aW1lc3RhbXBfbXMYBSABKAMSCwoDa2V5GAYgASgJEikKB2hlYWRlcnMYByADKAsyGC5jdXJmZXcubGVkZ2VyLnYxLkhlYWRlchINCgV2YWx1ZRgIIAEoDBItCglzZWFsZWRfYXQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDXJlY29yZF9zaGEyNTYYCiABKAwiJQoGSGVhZGVyEgwKBG5hbWUYASABKAkSDQoFdmFsdWUYAiABKAliBnByb3RvMw", [file_google_protobuf_timestamp]);
+  fileDesc("ChxjdXJmZXcvbGVkZ2VyL3YxL2VudHJ5LnByb3RvEhBjdXJmZXcubGVkZ2VyLnYxIqMCCgtMZWRnZXJFbnRyeRIOCgZmb3JtYXQYASABKA0SDQoFdG9waWMYAiABKAkSEQoJcGFydGl0aW9uGAMgASgFEg4KBm9mZnNldBgEIAEoAxIUCgx0aW1lc3RhbXBfbXMYBSABKAMSCwoDa2V5GAYgASgJEikKB2hlYWRlcnMYByADKAsyGC5jdXJmZXcubGVkZ2VyLnYxLkhlYWRlchINCgV2YWx1ZRgIIAEoDBItCglzZWFsZWRfYXQYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhUKDXJlY29yZF9zaGEyNTYYCiABKAwSLwoHb3BlbmluZxgLIAEoCzIeLmN1cmZldy5sZWRnZXIudjEuU2hhcmRPcGVuaW5nIjoKDFNoYXJkT3BlbmluZxIbChNwcmV2aW91c19jaGVja3BvaW50GAEgASgJEg0KBWZpcnN0GAIgASgDIiUKBkhlYWRlchIMCgRuYW1lGAEgASgJEg0KBXZhbHVlGAIgASgJYgZwcm90bzM", [file_google_protobuf_timestamp]);
 
 /**
  * One record of one topic as it was sealed. Written once, never serialised again: the stored bytes are hashed.
@@ -92,6 +92,13 @@ export type LedgerEntry = Message<"curfew.ledger.v1.LedgerEntry"> & {
    * @generated from field: bytes record_sha256 = 10;
    */
   recordSha256: Uint8Array;
+
+  /**
+   * Only on the first leaf of a shard that follows another.
+   *
+   * @generated from field: curfew.ledger.v1.ShardOpening opening = 11;
+   */
+  opening?: ShardOpening | undefined;
 };
 
 /**
@@ -100,6 +107,34 @@ export type LedgerEntry = Message<"curfew.ledger.v1.LedgerEntry"> & {
  */
 export const LedgerEntrySchema: GenMessage<LedgerEntry> = /*@__PURE__*/
   messageDesc(file_curfew_ledger_v1_entry, 0);
+
+/**
+ * What a shard of the ledger follows: by it the tree of every shard vouches for those before it.
+ *
+ * @generated from message curfew.ledger.v1.ShardOpening
+ */
+export type ShardOpening = Message<"curfew.ledger.v1.ShardOpening"> & {
+  /**
+   * The signed checkpoint with which the shard before it ended (C2SP tlog-checkpoint), without cosignatures.
+   *
+   * @generated from field: string previous_checkpoint = 1;
+   */
+  previousCheckpoint: string;
+
+  /**
+   * Entries in all shards before it: index in the ledger of its first leaf.
+   *
+   * @generated from field: int64 first = 2;
+   */
+  first: bigint;
+};
+
+/**
+ * Describes the message curfew.ledger.v1.ShardOpening.
+ * Use `create(ShardOpeningSchema)` to create a new message.
+ */
+export const ShardOpeningSchema: GenMessage<ShardOpening> = /*@__PURE__*/
+  messageDesc(file_curfew_ledger_v1_entry, 1);
 
 /**
  * A record header.
@@ -127,5 +162,5 @@ export type Header = Message<"curfew.ledger.v1.Header"> & {
  * Use `create(HeaderSchema)` to create a new message.
  */
 export const HeaderSchema: GenMessage<Header> = /*@__PURE__*/
-  messageDesc(file_curfew_ledger_v1_entry, 1);
+  messageDesc(file_curfew_ledger_v1_entry, 2);
 
