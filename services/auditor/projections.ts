@@ -62,6 +62,9 @@ export type CheckpointRow = {
   root: Uint8Array;
   checkpoint: string;
   positions: NextOffset[];
+  sealedAtMs: number;
+  /** The newest batch, up to this one, that was sealed earlier than the one before it: there a clock was set back. 0: none. */
+  clockBack: number;
 };
 
 export interface ReadModels {
@@ -170,6 +173,24 @@ const keyRows = (batch: Batch): { events: (string | undefined)[]; rows: KeyRow[]
 const chunks = <T>(rows: readonly T[]): T[][] =>
   Array.from({ length: Math.ceil(rows.length / maxInsert) }, (_, i) => rows.slice(i * maxInsert, (i + 1) * maxInsert));
 
+/** `last`: of the batch before it; undefined of the first. */
+const checkpointRow = ({ doc, number, head, records }: Batch, last: CheckpointRow | undefined): CheckpointRow => {
+  const { shard, first, size, root, checkpoint } = doc;
+  const { sealedAtMs } = records[0] as SealedRecord;
+  return {
+    _id: checkpointId(number),
+    batch: number,
+    shard,
+    first,
+    size,
+    root,
+    checkpoint,
+    positions: [...head.positions],
+    sealedAtMs,
+    clockBack: last && sealedAtMs < last.sealedAtMs ? number : (last?.clockBack ?? 0),
+  };
+};
+
 export interface Projection {
   /** Writes the rows of a batch that follows `before`; every batch before it has been derived. May be repeated. */
   derive(before: LedgerHead, batch: Batch): Promise<CheckpointRow>;
@@ -239,7 +260,7 @@ export const openProjection = (parts: {
 
   return {
     async derive(before, batch) {
-      const { doc, number, head } = batch;
+      const { doc, number } = batch;
       const checked = await completeness.check(before, batch);
       const { findings, heads } = checked;
       const { events, rows } = keyRows(batch);
@@ -253,18 +274,9 @@ export const openProjection = (parts: {
         }),
       );
       await parts.report(findings);
-      const { shard, size, root, checkpoint } = doc;
-      const row: CheckpointRow = {
-        _id: checkpointId(number),
-        batch: number,
-        shard,
-        first: doc.first,
-        size,
-        root,
-        checkpoint,
-        positions: [...head.positions],
-      };
-      if ((await checkpoints.insert(row)) === "exists" && (await checkpoints.get(row._id))?.checkpoint !== checkpoint)
+      const row = checkpointRow(batch, await checkpoints.get(checkpointId(before.batch)));
+      const isThere = (await checkpoints.insert(row)) === "exists";
+      if (isThere && (await checkpoints.get(row._id))?.checkpoint !== row.checkpoint)
         throw new LedgerBroken(`another checkpoint of batch ${number} has been published`);
       checked.commit();
       return row;

@@ -108,6 +108,8 @@ const seed = async ({ store, keyring }: Stores, size: number): Promise<void> => 
       root,
       checkpoint,
       positions,
+      sealedAtMs: clock.now(),
+      clockBack: 0,
     });
     head = next;
   }

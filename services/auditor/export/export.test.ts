@@ -203,6 +203,30 @@ describe("an exported bundle", () => {
     expect(manifest.size).toBeGreaterThan(manifest.range.end);
   });
 
+  it("of a time has what was sealed in it also where the clock was set back meanwhile, again and again", async () => {
+    await auditor.close();
+    let nowMs = 0;
+    auditor = await startAuditor(world, world.store, world.bus, seal, { ...clock, now: () => nowMs });
+    const startMs = Date.UTC(2026, 5, 1);
+    const seconds = [100, 200, 300, 150, 160, 310, 305, 400, 120];
+    for (const [n, second] of seconds.entries()) {
+      nowMs = startMs + 1_000 * second;
+      await sendOn(world.bus, topicNames.uses, "verifier/a", [use(n, 0, `use-${n}`)]);
+      await untilSealed(world);
+    }
+    const sealedIn = async (from: number, to: number) => {
+      const at = (second: number) => timestampFromMs(startMs + 1_000 * second);
+      return (await exported({ from: at(from), to: at(to) })).ids.filter((id) => id.startsWith("use-"));
+    };
+    const uses = (first: number, last: number) => seconds.map((_, n) => `use-${n}`).slice(first, last + 1);
+    expect(await sealedIn(140, 170)).toEqual(uses(3, 4));
+    expect(await sealedIn(290, 306)).toEqual(uses(2, 6));
+    expect(await sealedIn(110, 130)).toEqual(uses(8, 8));
+    expect(await sealedIn(100, 101)).toEqual(uses(0, 0));
+    expect(await sealedIn(0, 1_000)).toEqual(uses(0, 8));
+    await expect(sealedIn(170, 200)).rejects.toMatchObject({ failure: { status: "NOT_FOUND" } });
+  });
+
   it("is recorded with the hash of its manifest before its last bytes are there", async () => {
     await fill();
     const { bytes, manifest } = await exported({ tokenId: tokenId(2) });

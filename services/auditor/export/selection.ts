@@ -107,22 +107,38 @@ export async function* wantedRows(models: ReadModels, wanted: Wanted): AsyncGene
   for (; next < own.length; next += 1) yield await rowAt(entries, own[next] as number);
 }
 
-/** The first leaf of the first batch that was sealed at or after a time; the size where there is none. By halving: the clock goes forward. */
-export const firstSealedAt = async (models: ReadModels, latest: CheckpointRow, atMs: number): Promise<number> => {
-  let low = 1;
-  let high = latest.batch + 1;
-  let first = latest.size;
+const batchRow = async (models: ReadModels, batch: number): Promise<CheckpointRow> => {
+  const row = await models.checkpoints.get(checkpointId(batch));
+  if (!row) throw new LedgerBroken(`checkpoint ${batch} has vanished`);
+  return row;
+};
+
+/** The first of some batches, among which the clock goes forward, that was sealed at or after a time; else the one after them. */
+const firstSealedAt = async (models: ReadModels, batches: { from: number; to: number }, atMs: number) => {
+  let [low, high] = [batches.from, batches.to + 1];
   while (low < high) {
     const middle = Math.floor((low + high) / 2);
-    const row = await models.checkpoints.get(checkpointId(middle));
-    if (!row) throw new LedgerBroken(`checkpoint ${middle} has vanished`);
-    const { sealedAtMs } = decodeLeaf((await rowAt(models.entries, row.first)).leaf);
-    if (sealedAtMs >= atMs) {
-      high = middle;
-      first = row.first;
-    } else low = middle + 1;
+    if ((await batchRow(models, middle)).sealedAtMs >= atMs) high = middle;
+    else low = middle + 1;
   }
-  return first;
+  return low;
+};
+
+/**
+ * The fewest leaves in a row that have all of those sealed at or after one time and before another. Where a clock was set
+ * back, the same time came more than once: each stretch in which it went forward is searched.
+ */
+const sealedBetween = async (models: ReadModels, latest: CheckpointRow, fromMs: number, toMs: number) => {
+  let [first, end] = [latest.batch + 1, 0];
+  for (let to = latest; ; to = await batchRow(models, to.clockBack - 1)) {
+    const stretch = { from: Math.max(1, to.clockBack), to: to.batch };
+    const from = await firstSealedAt(models, stretch, fromMs);
+    const after = await firstSealedAt(models, stretch, toMs);
+    if (from < after) [first, end] = [from, Math.max(end, after - 1)];
+    if (to.clockBack === 0) break;
+  }
+  if (end === 0) return { first: latest.size, end: latest.size };
+  return { first: (await batchRow(models, first)).first, end: (await batchRow(models, end)).size };
 };
 
 /** Which leaves are asked for, wherever they are: indexes of the ledger. */
@@ -132,9 +148,10 @@ export const wantedOf = async (
   latest: CheckpointRow,
 ): Promise<Wanted> => {
   const { tokenId, caseId, from, to } = request;
-  const first = from ? await firstSealedAt(models, latest, timestampMs(from)) : 0;
-  const end = to ? await firstSealedAt(models, latest, timestampMs(to)) : latest.size;
-  return { tokenId, caseId, first, end };
+  const fromMs = from ? timestampMs(from) : Number.NEGATIVE_INFINITY;
+  const toMs = to ? timestampMs(to) : Number.POSITIVE_INFINITY;
+  const all = { first: 0, end: latest.size };
+  return { tokenId, caseId, ...(from || to ? await sealedBetween(models, latest, fromMs, toMs) : all) };
 };
 
 export const within = ({ shard, size }: CheckpointRow, wanted: Wanted): Wanted => {

@@ -15,7 +15,7 @@ import { noteSigner } from "@curfew/ledger/note-key.ts";
 import { verifyInclusion } from "@curfew/ledger/proof.ts";
 import { shardOrigin, yearOf } from "@curfew/ledger/shard.ts";
 import { proveInclusion } from "@curfew/ledger/tree.ts";
-import { systemClock } from "@curfew/runtime/clock.ts";
+import { type Clock, systemClock } from "@curfew/runtime/clock.ts";
 import { openLog } from "@curfew/runtime/log.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { memoryBus } from "@curfew/simulation/memory-bus.ts";
@@ -140,6 +140,7 @@ export const startAuditor = async (
   store: DocumentStore = world.store,
   bus: Bus = world.bus,
   sealing: LedgerSeal = seal,
+  sealingClock: Clock = clock,
 ) => {
   const models = await openReadModels(store);
   const outbox = await openOutbox({
@@ -172,7 +173,10 @@ export const startAuditor = async (
   const stop = new AbortController();
   const drifts = openDriftLog(outbox, quiet);
   const topics = openTopicWatch({ bus, drifts, latest: () => undefined, wanted: {}, clock, log: quiet });
-  const running = sealUntil({ ledger, bus, topics, clock, log: quiet }, { fence: 1, signal: stop.signal });
+  const running = sealUntil(
+    { ledger, bus, topics, clock: sealingClock, log: quiet },
+    { fence: 1, signal: stop.signal },
+  );
   running.catch(() => undefined);
   return {
     ledger,
