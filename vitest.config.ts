@@ -39,6 +39,9 @@ if (absent.length > 0) {
 // For the tests, whose processes inherit it. Not CURFEW_…: a service refuses a setting it does not know.
 process.env.ABSENT_PROGRAMS = absent.join(" ");
 
+/** For a busy machine, not expectations. */
+const bounds = { testTimeout: 60_000, hookTimeout: 60_000 };
+
 export default defineConfig({
   test: {
     reporters: ["default", new PlainLine()],
@@ -50,11 +53,22 @@ export default defineConfig({
         test: {
           name: "unit",
           include: ["{packages,services,deploy,test}/**/*.test.ts"],
-          exclude: ["test/live/**", "**/node_modules/**"],
-          // Bounds for a busy machine, not expectations.
-          testTimeout: 60_000,
-          hookTimeout: 60_000,
+          exclude: ["test/{chaos,hostile,journey,live}/**", "**/node_modules/**"],
+          maxWorkers: 2,
+          ...bounds,
           sequence: { groupOrder: 0 },
+        },
+      },
+      {
+        extends: true,
+        test: {
+          name: "whole",
+          include: ["test/{chaos,hostile,journey}/**/*.test.ts"],
+          exclude: ["**/node_modules/**"],
+          // One at a time: whole suites that are killed, flooded and starved do not tell apart what another test does.
+          fileParallelism: false,
+          ...bounds,
+          sequence: { groupOrder: 1 },
         },
       },
       {
@@ -65,7 +79,7 @@ export default defineConfig({
           exclude: ["**/node_modules/**"],
           // After the others and one at a time: real servers on two cores suffer from company.
           fileParallelism: false,
-          sequence: { groupOrder: 1 },
+          sequence: { groupOrder: 2 },
           testTimeout: 180_000,
           hookTimeout: 300_000,
         },

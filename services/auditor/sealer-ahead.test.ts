@@ -46,7 +46,7 @@ const isStaging = ({ collection, method }: StoreOperation) => collection === "ba
 /** The trees of two batches are signed. */
 const nextMade = () =>
   vi.waitFor(
-    () => expect(signing.mock.calls.map(([size]) => size)).toEqual([maxBatchRecords, 2 * maxBatchRecords]),
+    () => expect(signing.mock.calls.map(([, size]) => size)).toEqual([maxBatchRecords, 2 * maxBatchRecords]),
     bound,
   );
 
