@@ -53,6 +53,17 @@ const records: Record<string, Partial<LogRecord>> = {
   "one in several scripts": { key: "schlüssel/鍵/🔑", headers: [["ñ", "ž".repeat(100)]] },
   "one with half a surrogate pair": { key: "\ud800", headers: [["x", "a\udfffb"]] },
   "one without a time": { timestampMs: -1 },
+  "one whose texts have the lengths at which they are written in another way": {
+    headers: [0, 1, 11, 12, 13, 63, 64, 65, 119, 120, 121, 122, 123, 124, 125, 126, 127, 128, 129].flatMap((length) => {
+      const ascii = "v".repeat(length);
+      const texts = [ascii, `${ascii}é`, `é${ascii}`, `${ascii}\ud800`];
+      return texts.flatMap((text): [string, string][] => [
+        ["n", text],
+        [text, "t"],
+        ["k".repeat(60), text],
+      ]);
+    }),
+  },
 };
 
 describe("a leaf", () => {

@@ -135,6 +135,21 @@ describe("a batch staged beside the rows of the one before it", () => {
   });
 });
 
+it("goes on by itself though every fifth write fails, of batches and rows alike, done or not", async () => {
+  const world = await openWorld();
+  let writes = 0;
+  const faulty = faultyStore(world.store, ({ kind }) => {
+    if (kind === "read") return undefined;
+    writes += 1;
+    return writes % 5 > 0 ? undefined : writes % 10 > 0 ? "lost" : "unacknowledged";
+  });
+  await produce(world, 0, count + maxBatchRecords);
+  await start(world, faulty);
+  await untilSealed(world);
+  expect(writes).toBeGreaterThan(16);
+  await assertOneTree(world);
+});
+
 describe("a sequencer killed at any of its writes, with full batches waiting", () => {
   const derived = ["batches", "keys", "entries", "checkpoints"];
 
