@@ -1,4 +1,4 @@
-import { timestampFromMs } from "@bufbuild/protobuf/wkt";
+import { durationMs, timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { VerdictState } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
 import type { Collection } from "@curfew/document-store/port.ts";
 import type { Bus } from "@curfew/event-log/bus.ts";
@@ -12,7 +12,7 @@ import type { TimestampStatus } from "../public-log/timestamps.ts";
 import type { WitnessStatus } from "../public-log/witnesses.ts";
 import type { DriftLog } from "./drift-log.ts";
 import { listGaps } from "./gap-list.ts";
-import { openLag } from "./lag.ts";
+import { mergeObjectiveMs, openLag } from "./lag.ts";
 import type { PassRow } from "./passes.ts";
 import { type Verdict, verdicts } from "./verdicts.ts";
 
@@ -53,6 +53,23 @@ const openAlerts = (log: HealthParts["log"]) => {
   };
 };
 
+/** Says when sealing does not keep to its level, and when it does again. Twice in a row: what had waited while nobody ran is sealed at once. */
+const openLagAlert = (log: HealthParts["log"]) => {
+  let looks = 0;
+  return ({ unsealedRecords, mergeDelay }: ReturnType<ReturnType<typeof openLag>["last"]>): void => {
+    if (unsealedRecords === undefined) return;
+    const delayMs = mergeDelay ? durationMs(mergeDelay) : 0;
+    if (unsealedRecords > 0n && delayMs > mergeObjectiveMs) {
+      looks += 1;
+      if (looks !== 2) return;
+      log.error({ delayMs, unsealed: Number(unsealedRecords), mergeObjectiveMs }, "sealing has fallen behind");
+    } else {
+      if (looks > 1) log.info({ delayMs }, "sealing keeps up again");
+      looks = 0;
+    }
+  };
+};
+
 const reverification = (row: PassRow) => ({
   what: row._id,
   passes: BigInt(row.passes),
@@ -80,7 +97,7 @@ const witnessHealth = ({ quorum, cosigned, answers }: WitnessStatus) => ({
 export const openEvidenceHealth = (parts: HealthParts) => {
   const { drifts, commits, follower, witnesses, timestamps, clock, log } = parts;
   const lag = openLag(parts);
-  const alert = openAlerts(log);
+  const [alert, alertLag] = [openAlerts(log), openLagAlert(log)];
 
   const readPasses = async () => {
     const rows = await Promise.all((["topics", "ledger", "settings"] as const).map((id) => parts.passes.get(id)));
@@ -118,7 +135,7 @@ export const openEvidenceHealth = (parts: HealthParts) => {
       while (!signal.aborted) {
         try {
           for (const [name, verdict] of Object.entries((await look()).found)) alert(name, verdict);
-          await lag.measure();
+          alertLag(await lag.measure());
         } catch (error) {
           if ((error as Error).name !== "StoreUnavailable") throw error;
         }

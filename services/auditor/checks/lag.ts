@@ -3,6 +3,7 @@ import type { Collection } from "@curfew/document-store/port.ts";
 import type { Bus } from "@curfew/event-log/bus.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
 import { metrics } from "@opentelemetry/api";
 import { type BatchDoc, batchId, nextOffset } from "../domain.ts";
 import type { Follower } from "../follower.ts";
@@ -16,8 +17,9 @@ export const openLag = (parts: {
   readonly bus: Pick<Bus, "ends">;
   readonly batches: Pick<Collection<BatchDoc>, "get">;
   readonly follower: Pick<Follower, "latest">;
+  readonly clock: Pick<Clock, "monotonicMs">;
 }) => {
-  const { bus, batches, follower } = parts;
+  const { bus, batches, follower, clock } = parts;
   const meter = metrics.getMeter("curfew");
   const unsealedGauge = meter.createGauge("curfew.evidence.unsealed_records");
   const delayGauge = meter.createGauge("curfew.evidence.merge_delay", { unit: "ms" });
@@ -49,6 +51,15 @@ export const openLag = (parts: {
     }
   };
 
+  /** Since when there are records that no batch has taken, and which was the newest then. */
+  let waiting: { readonly batch: number; readonly sinceMs: number } | undefined;
+  /** How long some record has waited at least, in whole ms; 0 where none is known to wait. */
+  const waitedMs = (batch: number, records: number | undefined): number => {
+    if (records === 0 || waiting?.batch !== batch)
+      waiting = records ? { batch, sinceMs: clock.monotonicMs() } : undefined;
+    return waiting ? Math.floor(clock.monotonicMs() - waiting.sinceMs) : 0;
+  };
+
   const answer = (records: number | undefined, delayMs: number | undefined) => ({
     ...(records !== undefined && { unsealedRecords: BigInt(records) }),
     ...(delayMs !== undefined && { mergeDelay: durationFromMs(delayMs) }),
@@ -62,10 +73,13 @@ export const openLag = (parts: {
     last: () => last,
     /** Rejects with StoreUnavailable. */
     async measure() {
+      const before = follower.latest()?.batch ?? 0;
       const [records, batch] = [await unsealed(), await newest()];
+      const waited = waitedMs(before, records);
+      const delayMs = waited > 0 ? Math.max(waited, batch?.delayMs ?? 0) : batch?.delayMs;
       if (records !== undefined) unsealedGauge.record(records);
-      if (batch?.delayMs !== undefined) delayGauge.record(batch.delayMs);
-      last = answer(records, batch?.delayMs);
+      if (delayMs !== undefined) delayGauge.record(delayMs);
+      last = answer(records, delayMs);
       return last;
     },
   };

@@ -1067,7 +1067,8 @@ export type Lag = Message<"curfew.auditor.v1.Lag"> & {
   unsealedRecords?: bigint | undefined;
 
   /**
-   * 99th percentile, over the records of the newest batch, of the time from their append to their sealing. Absent: nothing was sealed yet.
+   * 99th percentile, over the records of the newest batch, of the time from their append to their sealing; longer where records have waited longer
+   * since then. Absent: nothing was sealed yet.
    *
    * @generated from field: google.protobuf.Duration merge_delay = 2;
    */
