@@ -22,6 +22,19 @@ export interface Follower {
 
 const pollMs = 100;
 
+/** A row of the read models whose checkpoint this ledger has signed, of that tree. Throws LedgerBroken: whoever can write rows cannot sign. */
+export const checkedRow = (seal: Pick<Seal, "open">, row: CheckpointRow): CheckpointRow => {
+  if (row.shard === undefined)
+    throw new LedgerBroken(`checkpoint ${row._id} is from before the ledger had shards: keep that store, begin anew`);
+  try {
+    const { size, root } = seal.open(row.shard, row.checkpoint);
+    if (size === row.size && Buffer.compare(root, row.root) === 0) return row;
+  } catch (error) {
+    throw new LedgerBroken(`checkpoint ${row._id} is not signed by this ledger's key`, { cause: error });
+  }
+  throw new LedgerBroken(`checkpoint ${row._id} is of another tree`);
+};
+
 /** Begins with the newest row there is. Rejects with StoreUnavailable, or with LedgerBroken. */
 export const openFollower = async (parts: {
   models: ReadModels;
@@ -43,24 +56,12 @@ export const openFollower = async (parts: {
     for (const { topic, partition, next } of row.positions) progress.advance(topic, partition, next);
   };
 
-  const checked = (row: CheckpointRow): CheckpointRow => {
-    if (row.shard === undefined)
-      throw new LedgerBroken(`checkpoint ${row._id} is from before the ledger had shards: keep that store, begin anew`);
-    try {
-      const { size, root } = seal.open(row.shard, row.checkpoint);
-      if (size === row.size && Buffer.compare(root, row.root) === 0) return row;
-    } catch (error) {
-      throw new LedgerBroken(`checkpoint ${row._id} is not signed by this ledger's key`, { cause: error });
-    }
-    throw new LedgerBroken(`checkpoint ${row._id} is of another tree`);
-  };
-
   const follow = async (): Promise<void> => {
     let reachable = true;
     while (!closing.signal.aborted) {
       try {
         const row = await checkpoints.get(checkpointId((latest?.batch ?? 0) + 1));
-        if (row) published(checked(row));
+        if (row) published(checkedRow(seal, row));
         else await clock.sleep(pollMs, closing.signal);
         reachable = true;
       } catch (error) {
@@ -73,7 +74,7 @@ export const openFollower = async (parts: {
   };
 
   const [newest] = await checkpoints.find({ order: -1, limit: 1 });
-  if (newest) published(checked(newest));
+  if (newest) published(checkedRow(seal, newest));
   const following = follow().catch(failed.reject);
   return {
     latest: () => latest,

@@ -10,6 +10,7 @@ import { readTopic } from "@curfew/event-log/read-topic.ts";
 import { openCheckpoint } from "@curfew/ledger/checkpoint.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
+import { formatSignature } from "@curfew/ledger/note.ts";
 import { parseVerifierKey } from "@curfew/ledger/note-key.ts";
 import { parsePolicy } from "@curfew/ledger/policy.ts";
 import { verifyConsistency, verifyInclusion } from "@curfew/ledger/proof.ts";
@@ -17,6 +18,7 @@ import { policyInEachYear, yearOf } from "@curfew/ledger/shard.ts";
 import type { RunningService } from "@curfew/rpc/replica.ts";
 import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { curfew } from "../../test/tools/curfew.ts";
+import type { CheckpointRow } from "./projections.ts";
 import { ledgerIndexOf } from "./siem/cloud-event.ts";
 import { bound, clock, tokenEvent, tokenId, use } from "./testing/rig.ts";
 import { type Client, openSuite, type Suite, undo } from "./testing/suite.ts";
@@ -149,6 +151,17 @@ it("gives evidence of one year at a time, and says where there are several", asy
   expect(whole.report.missing).toEqual([]);
   await expect(exported({ shard: year + 2 })).rejects.toMatchObject({ failure: { status: "NOT_FOUND" } });
   await expect(exported({ tokenId: tokenId(8) })).rejects.toMatchObject({ failure: { reason: "NOTHING_SEALED" } });
+});
+
+it("countersigns no checkpoint of an old year that is not as it was signed", async () => {
+  const rows = await suite.store.collection<CheckpointRow>("checkpoints");
+  const end = (await rows.find({ limit: 100 })).findLast(({ shard }) => shard.year === year);
+  const root = Buffer.alloc(32, 7);
+  const text = `test.example/ledger/${year}\n3\n${root.toString("base64")}\n`;
+  const line = formatSignature({ name: "somebody", keyId: 1, signature: Buffer.alloc(64) });
+  await rows.set(end?._id ?? "", { root, checkpoint: `${text}\n${line}` });
+  await expect(rpc.getCheckpoint({ shard: year })).rejects.toMatchObject({ failure: { status: "INTERNAL" } });
+  await expect(service.failed).rejects.toThrow(/checkpoint 0+\d+ is not signed by this ledger's key/);
 });
 
 it("is followed by the siem topic without a gap", async () => {

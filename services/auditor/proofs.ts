@@ -17,7 +17,7 @@ import { RpcError } from "@curfew/rpc/errors.ts";
 import { batchPast } from "./checks/sealed-places.ts";
 import { type BatchDoc, batchId, LedgerBroken, nextOffset, type Shard } from "./domain.ts";
 import { sealedEvent } from "./event-view.ts";
-import type { Follower } from "./follower.ts";
+import { checkedRow, type Follower } from "./follower.ts";
 import type { LedgerSeal } from "./ledger-keys.ts";
 import { type CheckpointRow, checkpointId, entryId, eventKey, type ReadModels, readNodes } from "./projections.ts";
 import { type OutsideClocks, outsideTimes } from "./public-log/outside-times.ts";
@@ -27,7 +27,7 @@ export interface ProofParts {
   readonly batches: Pick<Collection<BatchDoc>, "get">;
   readonly models: ReadModels;
   readonly follower: Pick<Follower, "latest">;
-  readonly ledger: { readonly seal: Pick<LedgerSeal, "signerAt" | "verifierKeyAt" | "sign"> };
+  readonly ledger: { readonly seal: Pick<LedgerSeal, "signerAt" | "verifierKeyAt" | "sign" | "open"> };
   readonly clocks: OutsideClocks;
   readonly clock: { now(): number };
 }
@@ -100,22 +100,22 @@ const firstBatch = async (
   return low === latest.batch ? latest : await checkpointOf(parts, low);
 };
 
-/** The last batch of each shard, the newest first. */
+/** The last batch of each shard, the newest first. Throws LedgerBroken for one that is not as it was signed. */
 export async function* shardEnds(
-  parts: Pick<ProofParts, "models">,
+  parts: Pick<ProofParts, "models" | "ledger">,
   latest: CheckpointRow,
 ): AsyncGenerator<CheckpointRow> {
   for (let end = latest; ; ) {
     yield end;
     const { first } = end.shard;
     if (first === 0) return;
-    end = await firstBatch(parts, end, (row) => row.size >= first);
+    end = checkedRow(parts.ledger.seal, await firstBatch(parts, end, (row) => row.size >= first));
   }
 }
 
 /** The last batch of the shard of `year`; undefined: there is no such shard. */
 export const endOfShard = async (
-  parts: Pick<ProofParts, "models">,
+  parts: Pick<ProofParts, "models" | "ledger">,
   latest: CheckpointRow,
   year: number,
 ): Promise<CheckpointRow | undefined> => {
@@ -129,9 +129,14 @@ const shardView = ({ ledger }: ProofParts, { year, first }: Shard, size: number)
   verifierKey: ledger.seal.verifierKeyAt(year, size),
 });
 
-/** The shard's checkpoint that it ended with, vouched for by the key that signs now: whoever asks has that one. */
-const vouched = ({ ledger }: ProofParts, { shard, checkpoint }: CheckpointRow, latest: CheckpointRow): string =>
-  countersigned(checkpoint, ledger.seal.signerAt(shard.year, latest.size));
+/**
+ * A checkpoint, vouched for by the key that signs now: whoever asks has that one. What is countersigned was signed before, or whoever can
+ * write to the store had us sign what he likes.
+ */
+const vouched = ({ ledger }: ProofParts, row: CheckpointRow, latest: CheckpointRow): string => {
+  const { shard, checkpoint } = checkedRow(ledger.seal, row);
+  return countersigned(checkpoint, ledger.seal.signerAt(shard.year, latest.size));
+};
 
 export const getEvent = async (parts: ProofParts, request: GetEventRequest) => {
   const latest = parts.follower.latest();

@@ -4,7 +4,7 @@ import { CHECKPOINT_PATH, type LogFiles } from "@curfew/ledger/directory.ts";
 import { sameHash } from "@curfew/ledger/hash.ts";
 import { parseTilePath, TILE_WIDTH, tilePath } from "@curfew/ledger/tile.ts";
 import { emptyEdge, growTiles, type TileFile } from "@curfew/ledger/tile-writer.ts";
-import type { Seal, Shard } from "../domain.ts";
+import type { BatchDoc, Seal, Shard } from "../domain.ts";
 import type { Ledger } from "../ledger.ts";
 import type { ShardFiles } from "../public-log/shard-files.ts";
 import type { Drift } from "./drift.ts";
@@ -76,7 +76,7 @@ export const reverifyLedger = async (
     if (drift && !found) await drifts.found(drift);
     found ??= drift;
   };
-  let shard: Shard | undefined;
+  let before: BatchDoc | undefined;
   let upTo: ReturnType<Seal["open"]> | undefined;
   let edge = emptyEdge;
   let size = 0;
@@ -84,15 +84,26 @@ export const reverifyLedger = async (
     const published = await openPublished(from, seal, next);
     if (published && "seen" in published) await report(published);
     upTo = published && "root" in published ? published : undefined;
-    shard = next;
     edge = emptyEdge;
   };
+  /** What is published of a shard says that the one before it, which ended with `last`, is whole: nobody will mend its checkpoint. */
+  const assertWhole = async ({ shard, size, root }: BatchDoc, its: LogFiles) => {
+    const standing = await openPublished(its, seal, shard);
+    if (standing && "seen" in standing) return await report(standing);
+    if (standing?.size === size && sameHash(standing.root, root)) return;
+    await report(driftOfFile(shard, CHECKPOINT_PATH, hex(root), standing ? hex(standing.root) : ""));
+  };
   await ledger.verifyAll(async ({ doc, nodes, head, number }) => {
+    const last = before;
+    before = doc;
     size = head.size;
     await compared(doc.leaves.length, `batch ${number}`);
-    const its = files?.(head.shard.year);
-    if (!its) return;
-    if (shard?.year !== head.shard.year) await enter(head.shard, its);
+    if (!files) return;
+    const its = files(head.shard.year);
+    if (last?.shard.year !== head.shard.year) {
+      await enter(head.shard, its);
+      if (last && upTo) await assertWhole(last, files(last.shard.year));
+    }
     if (!upTo || head.size > upTo.size) return;
     if (head.size === upTo.size && !sameHash(upTo.root, doc.root))
       await report(driftOfFile(head.shard, CHECKPOINT_PATH, hex(doc.root), hex(upTo.root)));

@@ -22,7 +22,7 @@ import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import { type Random, uuidV7 } from "@curfew/runtime/random.ts";
 import { LedgerBroken } from "../domain.ts";
-import type { Follower } from "../follower.ts";
+import { checkedRow, type Follower } from "../follower.ts";
 import type { LedgerSeal } from "../ledger-keys.ts";
 import { checkpointId, type EntryRow, headerOf, messageOf, type ReadModels } from "../projections.ts";
 import type { OutsideClocks } from "../public-log/outside-times.ts";
@@ -218,8 +218,10 @@ class Export {
   }
 
   async #firstCheckpoint() {
-    const row = await this.#parts.models.checkpoints.get(checkpointId(this.#firstBatch));
+    const { models, seal } = this.#parts;
+    const row = await models.checkpoints.get(checkpointId(this.#firstBatch));
     if (!row) throw new LedgerBroken(`checkpoint ${this.#firstBatch} has vanished`);
+    checkedRow(seal, row);
     const { first } = this.#tree.shard;
     const size = row.size - first;
     const proof = await proveConsistency(size, this.#tree.size - first, this.#readNodes);
@@ -304,7 +306,7 @@ export const openExports = (parts: ExportParts) => {
       const latest = parts.follower.latest();
       if (!latest) throw refused("NOT_FOUND", "NOTHING_SEALED", "nothing has been sealed yet");
       const wanted = await wantedOf(parts.models, request, latest);
-      const end = await shardToExport(parts.models, request, wanted, latest);
+      const end = await shardToExport({ ...parts, ledger: parts }, request, wanted, latest);
       const tree = await shownTree(end, { ...parts, ...parts.clocks }, ctx.signal);
       const inTree = within({ ...end, ...tree }, request.to ? wanted : { ...wanted, end: tree.size });
       yield* inPieces(new Export(parts, request, inTree, latest.size, tree).bytes(ctx));

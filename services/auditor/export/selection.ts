@@ -16,7 +16,7 @@ import {
   messageOf,
   type ReadModels,
 } from "../projections.ts";
-import { noShard, shardEnds } from "../proofs.ts";
+import { noShard, type ProofParts, shardEnds } from "../proofs.ts";
 
 /** Which leaves belong into an evidence bundle. */
 export interface Wanted {
@@ -166,15 +166,15 @@ const isEmpty = async (models: ReadModels, wanted: Wanted): Promise<boolean> => 
 
 /** The last batch of the shard that is asked for, or of the only one that has any of what is. Throws RpcError. */
 export const shardToExport = async (
-  models: ReadModels,
+  parts: Pick<ProofParts, "models" | "ledger">,
   { shard: year }: ExportBundleRequest,
   wanted: Wanted,
   latest: CheckpointRow,
 ): Promise<CheckpointRow> => {
   const found: CheckpointRow[] = [];
-  for await (const end of shardEnds({ models }, latest)) {
+  for await (const end of shardEnds(parts, latest)) {
     if (end.shard.year === year || (end === latest && end.shard.first === 0 && year === 0)) return end;
-    if (year === 0 && !(await isEmpty(models, within(end, wanted)))) found.push(end);
+    if (year === 0 && !(await isEmpty(parts.models, within(end, wanted)))) found.push(end);
   }
   const [end, ...others] = found;
   if (year !== 0) throw noShard(year);

@@ -1,7 +1,8 @@
 import { generateKeyPairSync } from "node:crypto";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { DriftCause } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import type { LogFiles } from "@curfew/ledger/directory.ts";
 import { formatSignature, parseNote } from "@curfew/ledger/note.ts";
 import { noteCosigner } from "@curfew/ledger/note-key.ts";
@@ -178,6 +179,17 @@ describe("a store that was put back", () => {
   });
 });
 
+const replayed = {
+  verifyAll: async (visit: (batch: ReturnType<typeof replayBatch>) => Promise<void>) => {
+    let at = emptyHead;
+    for (const doc of await batches.find({ limit: 100 })) {
+      const batch = replayBatch(at, doc, seal);
+      await visit(batch);
+      at = batch.head;
+    }
+  },
+};
+
 it("is compared with its files, year by year", async () => {
   await publishAll();
   const files = await openShardFolders(dir, machine);
@@ -186,22 +198,32 @@ it("is compared with its files, year by year", async () => {
     found: async ({ setting }: { setting: string }) => void found.push(setting),
     settle: async () => undefined,
   };
-  const ledger = {
-    verifyAll: async (visit: (batch: ReturnType<typeof replayBatch>) => Promise<void>) => {
-      let at = emptyHead;
-      for (const doc of await batches.find({ limit: 100 })) {
-        const batch = replayBatch(at, doc, seal);
-        await visit(batch);
-        at = batch.head;
-      }
-    },
-  };
   const pass = () =>
-    reverifyLedger({ ledger, seal, files, drifts }, async () => undefined, new AbortController().signal);
+    reverifyLedger({ ledger: replayed, seal, files, drifts }, async () => undefined, new AbortController().signal);
   expect([await pass(), found]).toEqual([sizes.all, []]);
   rmSync(join(dir, "2027/tile/0/001"));
   await pass();
   expect(found).toEqual(["2027/tile/0/001"]);
+});
+
+it("of which an old year's checkpoint is gone or put back tells it: nobody writes that again", async () => {
+  await publishAll();
+  const files = await openShardFolders(dir, machine);
+  const found: unknown[] = [];
+  const drifts = { found: async (drift: object) => void found.push(drift), settle: async () => undefined };
+  const pass = () =>
+    reverifyLedger({ ledger: replayed, seal, files, drifts }, async () => undefined, new AbortController().signal);
+  const older = await growBy(await openBatches(), emptyHead, 256, lastDay);
+  const checkpoint = join(dir, "2026/checkpoint");
+  writeFileSync(checkpoint, older.checkpoint);
+  await pass();
+  const expected = Buffer.from(ended.frontier.root()).toString("hex");
+  const seen = Buffer.from(older.frontier.root()).toString("hex");
+  const drift = { cause: DriftCause.LEDGER_FILE, setting: "2026/checkpoint", expected };
+  expect(found).toMatchObject([{ ...drift, seen }]);
+  rmSync(checkpoint);
+  await pass();
+  expect(found.slice(1)).toMatchObject([{ ...drift, seen: "" }]);
 });
 
 it("waits with the new year until the old one's last checkpoint is cosigned, which counts from nothing again", async () => {
