@@ -1,4 +1,4 @@
-import { closeSync, constants, existsSync, fstatSync, openSync, readSync, read as readWithCallback } from "node:fs";
+import { closeSync, constants, fstatSync, openSync, readSync, read as readWithCallback } from "node:fs";
 import { realpath } from "node:fs/promises";
 import http from "node:http";
 import https from "node:https";
@@ -199,9 +199,6 @@ export interface LogShard {
 
 const isUrl = (target: string) => /^https?:/i.test(target);
 
-const openLog = async (target: string, folder: string): Promise<LogSource> =>
-  isUrl(target) ? openLogUrl(`${target.replace(/\/$/, "")}/${folder}`) : await openLogDirectory(join(target, folder));
-
 const hasCheckpoint = async ({ read }: LogSource): Promise<boolean> => {
   try {
     return (await read(CHECKPOINT_PATH, MAX_NOTE_BYTES)) !== undefined;
@@ -211,19 +208,22 @@ const hasCheckpoint = async ({ read }: LogSource): Promise<boolean> => {
   }
 };
 
-/** The log at a directory or URL, or, where it is a ledger of Curfew, those of all its years, in order. */
-export const openShards = async (target: string): Promise<LogShard[]> => {
-  const own = { folder: "", source: await openLog(target, "") };
-  if (await hasCheckpoint(own.source)) return [own];
+const below = (whole: LogSource, folder: string): LogSource => ({
+  ...whole,
+  read: (path, mostBytes) => whole.read(`${folder}${path}`, mostBytes),
+});
+
+/** The log at a directory or URL, or, where it is a ledger of Curfew, those of all its years, in order. To close one closes all. */
+export const openShards = async (target: string): Promise<[LogShard, ...LogShard[]]> => {
+  const whole = isUrl(target) ? openLogUrl(target) : await openLogDirectory(target);
+  const own = { folder: "", source: whole };
+  if (await hasCheckpoint(whole)) return [own];
+  const folders = shardYears(systemClock.now()).map((year) => `${year}/`);
   const shards: LogShard[] = [];
-  for (const year of shardYears(systemClock.now())) {
-    const folder = `${year}/`;
-    if (!isUrl(target) && !existsSync(join(target, folder))) continue;
-    const source = await openLog(target, folder);
+  for (const folder of folders) {
+    const source = below(whole, folder);
     if (await hasCheckpoint(source)) shards.push({ folder, source });
-    else source.close();
   }
-  if (shards.length === 0) return [own];
-  own.source.close();
-  return shards;
+  const [first = own, ...others] = shards;
+  return [first, ...others];
 };

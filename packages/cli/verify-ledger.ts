@@ -85,10 +85,12 @@ const judge = async (
 
   const follows = ({ folder, log }: Shard, entry: Uint8Array | undefined): void => {
     const opening = openingIn(entry);
+    const file = `${folder}${tilePath({ level: "entries", index: 0, width: Math.min(log.opened.size, 256) })}`;
+    if (!before && opening && folder !== "")
+      throw new LogBroken(file, `it follows ${opening.first} entries of years before it, which are not here`);
     if (!before && opening)
       completeness.beginsAfter(`${opening.first} entries of the years before ${log.opened.origin}`);
     if (!before || (opening?.first === done && textIn(opening.previousCheckpoint) === before.opened.text)) return;
-    const file = `${folder}${tilePath({ level: "entries", index: 0, width: Math.min(log.opened.size, 256) })}`;
     throw new LogBroken(file, `its first entry does not name the checkpoint with which ${before.opened.origin} ends`);
   };
 

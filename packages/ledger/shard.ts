@@ -8,6 +8,8 @@ import type { Policy } from "./policy.ts";
 
 /** No ledger is older: whoever looks for its shards begins here. */
 const firstYear = 2025;
+/** Whether there can be a shard of `year`: a clock that was never set says another. */
+export const isShardYear = (year: number): boolean => year >= firstYear && year < 2100;
 /** The most that two shards can be apart. A clock that is wrong by more opens none, and whoever looks for shards looks so far ahead. */
 export const yearsAhead = 10;
 

@@ -92,6 +92,13 @@ describe("a batch", () => {
     expect(makeBatch(first.head, [record(1)], Date.UTC(2036, 5, 1), seal).doc.shard).toEqual({ year: 2036, first: 1 });
     const wrong = () => makeBatch(first.head, [record(1)], Date.UTC(2037, 0, 1), seal);
     expect(wrong).toThrow(new LedgerBroken("the clock says 2037, and the last entry was sealed in 2026"));
+    for (const [ms, year] of [
+      [0, 1970],
+      [Date.UTC(2100, 0, 1), 2100],
+    ] as const)
+      expect(() => makeBatch(emptyHead, [record(0)], ms, seal)).toThrow(
+        new LedgerBroken(`the clock says ${year}: set it`),
+      );
   });
 
   it("that does not follow the shard before it is refused", () => {

@@ -7,7 +7,7 @@ import {
   type SealedRecord,
   type ShardOpening,
 } from "@curfew/ledger/leaf.ts";
-import { yearOf, yearsAhead } from "@curfew/ledger/shard.ts";
+import { isShardYear, yearOf, yearsAhead } from "@curfew/ledger/shard.ts";
 import { Frontier, frontierNodes } from "@curfew/ledger/tree.ts";
 
 /**
@@ -153,10 +153,11 @@ const grow = (before: Frontier, leaves: readonly Uint8Array[]) => {
 
 /**
  * Where a batch of `year` goes that follows `before`: into its shard, or into a new one. A clock that was set back begins none; one that was
- * set forward by far throws LedgerBroken.
+ * set forward by far, or not at all, throws LedgerBroken: a ledger that began in 1970 would stop for ever once it is right.
  */
 const shardAfter = (before: LedgerHead, year: number): Shard => {
   if (year <= before.shard.year) return before.shard;
+  if (!isShardYear(year)) throw new LedgerBroken(`the clock says ${year}: set it`);
   if (before.batch > 0 && year > before.shard.year + yearsAhead)
     throw new LedgerBroken(`the clock says ${year}, and the last entry was sealed in ${before.shard.year}`);
   return { year, first: before.size };

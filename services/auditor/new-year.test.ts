@@ -1,10 +1,11 @@
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { MessageInitShape } from "@bufbuild/protobuf";
+import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { sourceOf } from "@curfew/bundle/byte-source.ts";
 import { openBundle } from "@curfew/bundle/verify-bundle.ts";
 import type { ExportBundleRequestSchema } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
+import { CaseOpenedSchema } from "@curfew/contracts/gen/curfew/events/v1/breaches_pb.ts";
 import { siemTopic, topicNames } from "@curfew/event-log/event-types.ts";
 import { readTopic } from "@curfew/event-log/read-topic.ts";
 import { openCheckpoint } from "@curfew/ledger/checkpoint.ts";
@@ -20,7 +21,7 @@ import { afterEach, beforeEach, expect, it, vi } from "vitest";
 import { curfew } from "../../test/tools/curfew.ts";
 import type { CheckpointRow } from "./projections.ts";
 import { ledgerIndexOf } from "./siem/cloud-event.ts";
-import { bound, clock, tokenEvent, tokenId, use } from "./testing/rig.ts";
+import { bound, clock, eventRecord, tokenEvent, tokenId, use } from "./testing/rig.ts";
 import { type Client, openSuite, type Suite, undo } from "./testing/suite.ts";
 
 /** An auditor that runs over a turn of the year: its ledger goes on in the next shard, and whoever asks of either gets an answer. */
@@ -61,6 +62,7 @@ afterEach(async () => {
   for (const step of undo.splice(0).reverse()) await step();
 });
 
+const hashOf = (leaf: Uint8Array) => Buffer.from(leafHash(leaf)).toString("hex");
 const opened = async (shard = 0) => {
   const { checkpoint, verifierKey, size, shard: of } = await rpc.getCheckpoint({ shard });
   return {
@@ -151,6 +153,39 @@ it("gives evidence of one year at a time, and says where there are several", asy
   expect(whole.report.missing).toEqual([]);
   await expect(exported({ shard: year + 2 })).rejects.toMatchObject({ failure: { status: "NOT_FOUND" } });
   await expect(exported({ tokenId: tokenId(8) })).rejects.toMatchObject({ failure: { reason: "NOTHING_SEALED" } });
+});
+
+it("has a case's signals of the old year in a bundle of that year", async () => {
+  const caseId = "case/0123456789abcdef/1";
+  const opened = create(CaseOpenedSchema, { caseId, signal: { eventId: "old-1" } });
+  const record = eventRecord(opened, { subject: caseId, source: "/breach-notifier", sequence: 1, id: "opened" });
+  const atLeast = await suite.send(topicNames.breaches, "breach-notifier/a", [record]);
+  const exported = async (shard: number) => {
+    const pieces: Uint8Array[] = [];
+    for await (const { piece } of rpc.exportBundle({ caseId, shard, atLeast })) pieces.push(piece);
+    const policy = parsePolicy(`log ${(await rpc.getCheckpoint({ shard })).verifierKey}\nquorum none\n`);
+    return (await openBundle(sourceOf(Buffer.concat(pieces)), policy)).manifest;
+  };
+  await expect(exported(0)).rejects.toMatchObject({ failure: { reason: "SEVERAL_SHARDS" } });
+  expect(await exported(year)).toMatchObject({ entries: 1, selection: { case: caseId } });
+  expect(await exported(year + 1)).toMatchObject({ entries: 1, before: 3 });
+});
+
+it("is shown and proved by the commands under the index that they list, in whichever year", async () => {
+  const paula = await suite.asPerson(service, "paula");
+  const { events } = await rpc.listEvents({ type: "curfew.use.decided.v1" });
+  for (const [index, shard, leaf] of [
+    [1, year, 1],
+    [4, year + 1, 1],
+  ] as const) {
+    const shown = await curfew("audit", "show", String(index), ...paula);
+    expect(shown.out, shown.err).toMatch(/proof: +holds/);
+    const proved = await curfew("audit", "prove", "--index", String(index), ...paula, "-o", "json");
+    const { leaf: bytes } = await rpc.getEvent({ which: { case: "eventId", value: events[index]?.eventId ?? "" } });
+    expect(JSON.parse(proved.out || proved.err)).toMatchObject({ index, shard, leaf, leafHash: hashOf(bytes) });
+  }
+  const both = await curfew("audit", "prove", "--index", "1", "--shard", String(year), ...paula);
+  expect([both.code, both.err]).toEqual([2, expect.stringContaining("--shard is for --from")]);
 });
 
 it("countersigns no checkpoint of an old year that is not as it was signed", async () => {

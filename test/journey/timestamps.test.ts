@@ -60,13 +60,16 @@ const open = async (answer?: (reply: Buffer) => Buffer, authority = tsa) => {
   };
   const rows = await openTimestampRows(memoryStore());
   const files = openDirectory(dir, { clock, random: systemRandom });
+  const nextFiles = openDirectory(join(dir, "next"), { clock, random: systemRandom });
+  const next = { year: shard.year + 1, first: 7 };
+  let isTurned = false;
   const said: unknown[] = [];
   const timestamps = openTimestamps({
     url: server.url,
     authorities: readAuthorities(tsa.caPem),
     allow: [],
-    files: () => files,
-    shard: () => shard,
+    files: (year) => (year === shard.year ? files : nextFiles),
+    shard: () => (isTurned ? next : shard),
     seal,
     rows,
     outbound: openOutbound({ allow: [server.host], clock: systemClock }),
@@ -82,8 +85,14 @@ const open = async (answer?: (reply: Buffer) => Buffer, authority = tsa) => {
   });
   const publish = (size: number) =>
     files.write([{ path: "checkpoint", bytes: Buffer.from(seal.sign(shard, size, Buffer.alloc(32, size))) }]);
+  /** The next shard is there, and as many entries in the ledger. */
+  const turn = async (size: number) => {
+    isTurned = true;
+    const bytes = Buffer.from(seal.sign(next, size, Buffer.alloc(32, size)));
+    await nextFiles.write([{ path: "checkpoint", bytes }]);
+  };
   const sizes = async () => (await rows.find({ limit: 10 })).map(({ size }) => size);
-  return { server, clock, advance, rows, timestamps, publish, sizes, said };
+  return { server, clock, advance, rows, timestamps, publish, turn, sizes, said };
 };
 
 describe.skipIf(process.env.ABSENT_PROGRAMS?.includes("openssl"))("the daily timestamp", () => {
@@ -114,6 +123,19 @@ describe.skipIf(process.env.ABSENT_PROGRAMS?.includes("openssl"))("the daily tim
     expect(await Promise.all([0, 5, 6, 7].map((size) => timestampOf(rows, size).then((found) => found?.size)))).toEqual(
       [5, 5, 6, undefined],
     );
+  });
+
+  it("over the end of a year comes before that of the next one: bundles of that year have no other", async () => {
+    const { advance, rows, publish, turn, sizes } = await open();
+    await publish(5);
+    await advance(60_000);
+    await publish(7);
+    await turn(9);
+    await advance(dayMs);
+    expect(await sizes()).toEqual([5, 7]);
+    await advance(dayMs);
+    expect(await sizes()).toEqual([5, 7, 9]);
+    expect((await rows.find({ limit: 9 })).map((row) => row.shard.year - shard.year)).toEqual([0, 0, 1]);
   });
 
   it("that cannot be had is asked for less and less often, said once, and made good", async () => {

@@ -31,7 +31,7 @@ export const prove = buildCommand({
       index: {
         kind: "parsed",
         parse: parseCount,
-        brief: "index of the leaf in its year's tree",
+        brief: "index of the entry in the ledger, as audit list prints it",
         optional: true,
         placeholder: "N",
       },
@@ -58,12 +58,21 @@ export const prove = buildCommand({
       if ((index === undefined) === (from === undefined))
         throw new CommandFailed(exitCode.usage, "name either a leaf (--index) or an earlier tree (--from)");
       const auditor = connection.service(AuditorService, "auditor");
+      if (index !== undefined && shard !== 0)
+        throw new CommandFailed(
+          exitCode.usage,
+          "--shard is for --from: an entry's index says in which year's tree it is",
+        );
       if (index !== undefined) {
-        const answer = await auditor.proveInclusion({ index: BigInt(index), size: BigInt(flags.size), shard });
+        const { shard: tree } = await auditor.getEvent({ which: { case: "index", value: BigInt(index) } });
+        const year = tree?.year ?? 0;
+        const leaf = index - Number(tree?.first ?? 0);
+        const answer = await auditor.proveInclusion({ index: BigInt(leaf), size: BigInt(flags.size), shard: year });
         const { leafHash, proof, root, checkpoint } = answer;
         const size = Number(answer.size);
-        must(verifyInclusion(index, size, leafHash, proof, root));
-        printOne(output, { index, size, leafHash: hex(leafHash), root: hex(root), proof: proof.map(hex), checkpoint });
+        must(verifyInclusion(leaf, size, leafHash, proof, root));
+        const found = { index, shard: year, leaf, size, leafHash: hex(leafHash), root: hex(root) };
+        printOne(output, { ...found, proof: proof.map(hex), checkpoint });
         return;
       }
       const older = from as number;

@@ -139,7 +139,7 @@ export const verify = buildCommand({
     try {
       await verifyLedger(shards, policy, flags);
     } finally {
-      for (const { source } of shards) source.close();
+      shards[0].source.close();
     }
   },
 });

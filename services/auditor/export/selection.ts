@@ -27,6 +27,8 @@ export interface Wanted {
   /** Leaves from `first`, before `end`. */
   readonly first: number;
   readonly end: number;
+  /** Entries of the ledger: a case of one year may name what was sealed in another. */
+  readonly ledgerSize: number;
 }
 
 const caseSource = "/breach-notifier";
@@ -64,11 +66,12 @@ const signalsOf = (row: EntryRow): string[] => {
 
 /** Leaves of a case: its own events, and its signals, in order. */
 const leavesOfCase = async (models: ReadModels, wanted: Wanted): Promise<number[]> => {
-  const { caseId, first, end } = wanted;
+  const { caseId, first, end, ledgerSize } = wanted;
   const tokenId = tokenOfCase(caseId);
   const found = new Set<number>();
-  // From the first leaf on: the signals of a case may be older than what is asked for, and the other way round.
-  const rows = rowsWhere(models.entries, { source: caseSource, ...(tokenId && { tokenId }) }, { ...wanted, first: 0 });
+  // From the first leaf to the last: the signals of a case may be older than what is asked for, and the other way round.
+  const where = { source: caseSource, ...(tokenId && { tokenId }) };
+  const rows = rowsWhere(models.entries, where, { ...wanted, first: 0, end: ledgerSize });
   for await (const row of rows) {
     if (subjectOf(row) !== caseId) continue;
     found.add(Number(row._id));
@@ -151,7 +154,12 @@ export const wantedOf = async (
   const fromMs = from ? timestampMs(from) : Number.NEGATIVE_INFINITY;
   const toMs = to ? timestampMs(to) : Number.POSITIVE_INFINITY;
   const all = { first: 0, end: latest.size };
-  return { tokenId, caseId, ...(from || to ? await sealedBetween(models, latest, fromMs, toMs) : all) };
+  return {
+    tokenId,
+    caseId,
+    ledgerSize: latest.size,
+    ...(from || to ? await sealedBetween(models, latest, fromMs, toMs) : all),
+  };
 };
 
 export const within = ({ shard, size }: CheckpointRow, wanted: Wanted): Wanted => {

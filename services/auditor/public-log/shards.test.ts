@@ -1,5 +1,5 @@
 import { generateKeyPairSync } from "node:crypto";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { DriftCause } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
@@ -140,7 +140,13 @@ it("does not verify with another old year than the one that the new one follows,
     integrity: { holds: false, file: "2027/tile/entries/000", why },
   });
   rmSync(join(dir, "2026"), { recursive: true });
-  expect(await verify()).toMatchObject({ code: 0, kind: "log", completeness: { verdict: "not applicable" } });
+  expect(await verify()).toMatchObject({
+    code: 1,
+    integrity: { file: "2027/tile/entries/000", why: "it follows 300 entries of years before it, which are not here" },
+  });
+  // Nor with one that is somewhere else.
+  symlinkSync(join(dir, "2027"), join(dir, "2026"));
+  expect((await curfew("verify", dir, "--key", verifierKeyOf(2026))).err).toMatch(/a folder of it is a link/);
 });
 
 describe("a store that was put back", () => {

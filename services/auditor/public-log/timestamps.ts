@@ -106,11 +106,17 @@ export const openTimestamps = (
     const last = await newest();
     const shard = parts.shard();
     if (!shard || (last && dayOf(last.askedMs) === dayOf(clock.now()))) return undefined;
+    const found = await publishedPast(last?.shard ?? shard, last?.size ?? 0);
+    // What came last in a year has its own tree's timestamp first: with a later tree's a bundle of that year could not show it.
+    return found ?? (await publishedPast(shard, last?.size ?? 0));
+  };
+
+  const publishedPast = async (shard: Shard, least: number) => {
     const bytes = await files(shard.year).read(CHECKPOINT_PATH);
     try {
       const checkpoint = Buffer.from(bytes ?? "").toString();
       const { size } = seal.open(shard, checkpoint);
-      return size > (last?.size ?? 0) ? { shard, size, checkpoint } : undefined;
+      return size > least ? { shard, size, checkpoint } : undefined;
     } catch (error) {
       if (error instanceof NoteError) return undefined;
       throw error;

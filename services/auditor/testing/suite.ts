@@ -1,6 +1,6 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import type { DescService } from "@bufbuild/protobuf";
 import { AuditorService } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
 import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
@@ -35,15 +35,9 @@ export const openSuite = async () => {
   undo.push(() => rmSync(dir, { recursive: true, force: true }));
   const keyring = openKeyring({ dir: join(dir, "keys"), random: systemRandom, clock });
   const authority = await createAuthority({ trustDomain, clock });
-  const identityOf = async (spiffePath: string) =>
-    createIdentitySource(
-      await issueCertificate(authority, {
-        spiffePath,
-        validMs: 3_600_000,
-        dnsNames: ["localhost"],
-        commonName: "test",
-      }),
-    );
+  const certificateOf = (spiffePath: string) =>
+    issueCertificate(authority, { spiffePath, validMs: 3_600_000, dnsNames: ["localhost"], commonName: "test" });
+  const identityOf = async (spiffePath: string) => createIdentitySource(await certificateOf(spiffePath));
   let instances = 0;
   const start = async (more: Partial<AuditorServiceParts> = {}) => {
     instances += 1;
@@ -84,6 +78,20 @@ export const openSuite = async () => {
     return opened.rpc;
   };
   const client = (service: RunningService, person = "paula") => clientOf(AuditorService, service, person);
+  /** Arguments with which `curfew` speaks to a service as a person. */
+  const asPerson = async ({ port }: RunningService, person: string) => {
+    const identityDir = join(dir, "identity", "person", person);
+    mkdirSync(identityDir, { recursive: true });
+    const { certPem, keyPem } = await certificateOf(`/person/${person}`);
+    writeFileSync(join(identityDir, "cert.pem"), certPem);
+    writeFileSync(join(identityDir, "key.pem"), keyPem, { mode: 0o600 });
+    const ca = join(dir, "ca", "ca.pem");
+    mkdirSync(dirname(ca), { recursive: true });
+    writeFileSync(ca, authority.certPem);
+    const services = { auditor: `localhost:${port}` };
+    writeFileSync(join(dir, "endpoints.json"), JSON.stringify({ trustDomain, ca, services }));
+    return ["--data", dir, "--as", `person/${person}`];
+  };
   const send = async (topic: string, name: string, records: readonly OutRecord[]) => {
     const producer = await bus.openProducer({ topic, name });
     const offsets = await producer.send(records);
@@ -92,7 +100,7 @@ export const openSuite = async () => {
   };
   /** Of the bus, behind its back. */
   const tamper = (sql: string) => writer.run(sql);
-  return { dir, store, bus, start, client, clientOf, send, tamper };
+  return { dir, store, bus, start, client, clientOf, asPerson, send, tamper };
 };
 export type Suite = Awaited<ReturnType<typeof openSuite>>;
 export type Client = Awaited<ReturnType<Suite["client"]>>;
