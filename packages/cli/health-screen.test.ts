@@ -66,6 +66,10 @@ describe("the screen of audit watch", () => {
       health({ integrity: unknown, drift: broken(100, true), lag: { objective: { seconds: 2n } } }),
     );
     expect(lines).toContain("integrity     unknown  ");
+    const witnesses = { quorum: "unknown", answers: [] };
+    expect(screenOf(health({ witnesses }))).toContain(
+      "witnesses     unknown  nobody was asked yet: they are when the ledger grows",
+    );
     expect(lines).toContain("    and more than 95 others");
     expect(lines.filter((line) => line.includes("GAP_CAUSE")).length).toBe(5);
     expect(lines).toContain("lag           kept     the bus cannot be asked (at most 2000 ms)");

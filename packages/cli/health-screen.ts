@@ -130,10 +130,11 @@ const verdictLines = (name: string, verdict: HealthRow["drift"]): string[] => {
 /** Who vouches for the ledger from outside: witnesses, each of which does not cosign under them, and timestamps. */
 const outsideLines = ({ witnesses, timestamps }: HealthRow): string[] => {
   const cosigned = witnesses?.cosignedSize ? `checkpoint of ${witnesses.cosignedSize} at ${witnesses.cosignedAt}` : "";
+  const unasked = witnesses?.quorum === "unknown" ? "nobody was asked yet: they are when the ledger grows" : "";
   const failing = (witnesses?.answers ?? []).filter(({ outcome }) => outcome !== "cosigned");
   const stamped = timestamps?.size ? `checkpoint of ${timestamps.size} at ${timestamps.time}` : "";
   return [
-    `witnesses     ${witnesses ? `${witnesses.quorum.padEnd(9)}${cosigned}` : "none"}`,
+    `witnesses     ${witnesses ? `${witnesses.quorum.padEnd(9)}${cosigned || unasked}` : "none"}`,
     ...failing.map(({ name, outcome, said, at }) => `    ${name}  ${outcome}  ${said}  ${at}`),
     `timestamps    ${timestamps ? `${(timestamps.failing ? "FAILING" : "kept").padEnd(9)}${stamped}` : "none"}`,
     ...(timestamps?.failing ? [`    since ${timestamps.failingSince}: ${timestamps.failing}`] : []),

@@ -30,13 +30,19 @@ body { margin: 0 auto; padding: 2rem 1.5rem 4rem; max-width: 72rem; color: var(-
 h1 { margin: 0 0 .25rem; font-size: 1.6rem; line-height: 1.2 }
 h2 { margin: 2rem 0 .5rem; font-size: 1.15rem }
 p { margin: .25rem 0 .75rem } .soft { color: var(--soft) }
-ul { margin: 0; padding-left: 1.25rem }
+ul { margin: 0; padding-left: 1.25rem } li { overflow-wrap: anywhere }
 table { width: 100%; border-collapse: collapse }
 th { padding: .4rem .6rem; text-align: left; font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line) }
 td { padding: .4rem .6rem; vertical-align: top; border-bottom: 1px solid var(--line) }
 td:first-child { white-space: nowrap } td:last-child { overflow-wrap: anywhere }
-.mono { font-family: ui-monospace, monospace; font-size: .9em }
+.mono { overflow-wrap: anywhere; font-family: ui-monospace, monospace; font-size: .9em }
 .card { padding: .75rem 1.25rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--band) }
+@media (max-width: 48rem) {
+  body { padding: 1.25rem 1rem 3rem } thead { display: none }
+  table, tbody, tr, td { display: block } tr { padding: .6rem 0; border-bottom: 1px solid var(--line) }
+  td { padding: 0; border: 0; overflow-wrap: anywhere } td:empty { display: none }
+  td::before { content: attr(data-head) " "; color: var(--soft) }
+}
 @media print { body { max-width: none; padding: 0 } }
 `;
 
@@ -44,7 +50,7 @@ const table = (heads: readonly string[], rows: readonly (readonly string[])[], e
   rows.length === 0
     ? `<p class="soft">${escapeHtml(empty)}</p>`
     : `<table><thead><tr>${heads.map((head) => `<th>${escapeHtml(head)}</th>`).join("")}</tr></thead><tbody>
-${rows.map((row) => `<tr>${row.map((cell) => `<td>${escapeHtml(cell)}</td>`).join("")}</tr>`).join("\n")}
+${rows.map((row) => `<tr>${row.map((cell, i) => `<td data-head="${escapeHtml(heads[i] ?? "")}">${escapeHtml(cell)}</td>`).join("")}</tr>`).join("\n")}
 </tbody></table>`;
 
 const list = (items: readonly string[], empty: string): string =>

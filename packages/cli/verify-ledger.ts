@@ -169,7 +169,7 @@ const opened = async ({ folder, source }: LogShard, policy: Policy): Promise<Log
     return await inFolder(folder, () => readCheckpoint(source.read, policy));
   } catch (error) {
     if (error instanceof NotALog)
-      throw new CommandFailed(exitCode.unavailable, `this is no log: ${error.message}: ${folder}${CHECKPOINT_PATH}`);
+      throw new CommandFailed(exitCode.unavailable, `${folder || "this"} is no log: ${error.message}`);
     throw error;
   }
 };

@@ -82,6 +82,15 @@ export const countersigned = (note: string, signer: NoteSigner): string => {
   return `${note}${formatSignature({ name, keyId, signature: signer.sign(text) })}`;
 };
 
+const mostNamed = 4;
+
+/** Whose signatures a note says that it has, unchecked, so that people see which key they should have: `NAME+ID`, as keys begin. */
+export const claimedSigners = (signatures: readonly NoteSignature[]): string =>
+  signatures
+    .slice(0, mostNamed)
+    .map(({ name, keyId }) => `${name}+${keyId.toString(16).padStart(8, "0")}`)
+    .join(", ");
+
 /** A note with at least one good signature; `signatures` are the good ones, in order, and nobody else's. */
 export type OpenedNote = Note;
 
@@ -100,6 +109,7 @@ export const openNote = (note: string | Uint8Array, verifiers: readonly NoteVeri
     if (!verifier.verify(text, line.signature)) throw new NoteError("a signature of a known key does not hold");
     good.push(line);
   }
-  if (good.length === 0) throw new NoteError("no known key has signed the note");
+  if (good.length === 0)
+    throw new NoteError(`no known key has signed the note; it names ${claimedSigners(signatures)}`);
   return { text, signatures: good };
 };

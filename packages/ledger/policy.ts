@@ -1,5 +1,5 @@
 import { type OpenedCheckpoint, openCheckpoint } from "./checkpoint.ts";
-import { decodeUtf8, type NoteSignature, parseNote } from "./note.ts";
+import { claimedSigners, decodeUtf8, type NoteSignature, parseNote } from "./note.ts";
 import { decodeDecimal, NoteError, within } from "./note-error.ts";
 import { cosignatureSeconds, ED25519, ED25519_COSIGNATURE, type NoteVerifier, parseVerifierKey } from "./note-key.ts";
 
@@ -166,7 +166,8 @@ export const openByPolicy = (checkpoint: string | Uint8Array, policy: Policy): P
   const { text, signatures } = parseNote(checkpoint);
   const [origin] = text.split("\n", 1);
   const log = policy.logs.find(({ key }) => key.name === origin && signatures.some(isOf(key)));
-  if (log === undefined) throw new NoteError("no log of the policy has signed the checkpoint");
+  if (log === undefined)
+    throw new NoteError(`no log of the policy has signed the checkpoint; it names ${claimedSigners(signatures)}`);
   const others = [...policy.logs, ...policy.witnesses].filter((other) => other !== log);
   const opened = openCheckpoint(
     checkpoint,

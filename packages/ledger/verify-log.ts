@@ -46,7 +46,7 @@ const faultOf = <T>(file: string, read: () => T): T => {
 const noteIn = async (read: ReadLogFile): Promise<Uint8Array> => {
   try {
     const bytes = await read(CHECKPOINT_PATH, MAX_NOTE_BYTES);
-    if (bytes === undefined) throw new NotALog("there is no checkpoint");
+    if (bytes === undefined) throw new NotALog("there is no file checkpoint in it");
     parseNote(bytes);
     return bytes;
   } catch (error) {
@@ -64,7 +64,7 @@ export const readCheckpoint = async (read: ReadLogFile, policy: Policy): Promise
   const verdict = faultOf(CHECKPOINT_PATH, () => openByPolicy(bytes, policy));
   if (!verdict.quorum) {
     const names = verdict.witnesses.map(({ name }) => name).join(", ");
-    throw new LogBroken(CHECKPOINT_PATH, `the policy's quorum did not cosign it, only: ${names || "nobody"}`);
+    throw new LogBroken(CHECKPOINT_PATH, `the policy's quorum has not cosigned it: ${names || "nobody"} has`);
   }
   return { ...verdict, note: Buffer.from(bytes).toString() };
 };

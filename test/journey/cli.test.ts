@@ -427,6 +427,7 @@ describe("cases and the ledger", () => {
       return pages.length > 0 ? pages : undefined;
     });
     const shown = await curfew("case", "show", id, "--as", "person/dana");
+    expect(shown.out).toMatch(/people: +at least 0, probably 0, at most /);
     expect(shown.out).toMatch(/awareAt: +\S+Z \(provisional: nobody has decided\)/);
     const awareAt = new Date().toISOString();
     const decide = ["case", "decide", id, "--aware-at", awareAt, "--reason", "It was read then."];
@@ -447,6 +448,14 @@ describe("cases and the ledger", () => {
     const [issued] = await until("TokenIssued", async () => {
       const events = await json(...list, "--token", token, "--type", "curfew.token.issued.v1");
       return events.length > 0 ? events : undefined;
+    });
+    expect(await curfew(...list, "--token", token, "--limit", "1")).toMatchObject({
+      code: 0,
+      err: expect.stringContaining("these are the first 1, there may be more"),
+    });
+    expect(await curfew(...list, "--type", "token.issued")).toMatchObject({
+      code: 0,
+      err: "no sealed event is like that\n",
     });
     expect(issued).toEqual({
       index: expect.any(Number),

@@ -22,9 +22,8 @@ import {
   type ShardFlags,
   shardFlag,
 } from "../flags.ts";
-import { type Format, printOne, printRows, standardOutput } from "../output.ts";
+import { type Format, printOne, printRows, say, standardOutput } from "../output.ts";
 import { exportBundle } from "./audit-export.ts";
-
 import { health, watch } from "./audit-health.ts";
 import { prove } from "./audit-prove.ts";
 
@@ -112,6 +111,8 @@ const list = buildCommand({
         events.push(...page.events);
         pageToken = page.nextPageToken;
       } while (pageToken && events.length < flags.limit);
+      if (events.length === 0) say("no sealed event is like that");
+      if (pageToken) say(`these are the first ${events.length}, there may be more: --limit N, or --from and --to`);
       printRows(flags.output, events.map(rowOf), ["index", "time", "type", "token", "event"]);
     }),
 });

@@ -20,6 +20,8 @@ const numbers = (range: Range | undefined) =>
   };
 const inOneLine = (range: ReturnType<typeof numbers>) =>
   range && `${range.lower} / ${range.best} / ${range.upper ?? "unknown"}`;
+const inWords = (range: ReturnType<typeof numbers>) =>
+  range && `at least ${range.lower}, probably ${range.best}, at most ${range.upper ?? "unknown"}`;
 const caseArgument = { kind: "tuple", parameters: [{ parse: String, brief: "case id", placeholder: "CASE" }] } as const;
 
 const dataOf = (found: Case) => ({
@@ -83,8 +85,8 @@ const show = buildCommand({
       const { people, records, awareAt, provisional, window, pages, ...others } = details;
       printOne("table", {
         ...others,
-        people: inOneLine(people),
-        records: inOneLine(records),
+        people: inWords(people),
+        records: inWords(records),
         awareAt: `${awareAt}${provisional ? " (provisional: nobody has decided)" : ""}`,
         window: `${window.from} to ${window.to || "now: still open"}`,
         pages: pages.map((page) => `${page.milestone} → ${page.target}: ${page.state}`),

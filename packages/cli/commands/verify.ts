@@ -1,4 +1,6 @@
-import { statSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { file } from "@curfew/bundle/layout.ts";
 import { NoteError, within } from "@curfew/ledger/note-error.ts";
 import { type Policy, parsePolicy } from "@curfew/ledger/policy.ts";
 import { policyInEachYear } from "@curfew/ledger/shard.ts";
@@ -28,9 +30,8 @@ const trusted = async ({ key, policy }: VerifyFlags): Promise<Policy> => {
     );
   try {
     if (key !== undefined) return within("--key", () => inYears(`log ${key.slice(0, maxKeyLength)}\nquorum none\n`));
-    const file = policy as string;
-    const text = await readSmall(file, maxPolicyBytes);
-    return within(file, () => inYears(text));
+    const text = await readSmall(policy as string, maxPolicyBytes);
+    return within(policy as string, () => inYears(text));
   } catch (error) {
     if (!(error instanceof NoteError)) throw error;
     throw new CommandFailed(exitCode.usage, error.message);
@@ -48,13 +49,13 @@ const isDirectory = (target: string): boolean => {
 const isUrl = (target: string) => /^https?:/i.test(target);
 
 /** DER of the authorities (PEM) to which that of a time-stamp authority may lead. */
-const readTsaAuthorities = async (file: string): Promise<readonly Uint8Array[]> => {
-  const pem = (await readSmall(file, maxCaBytes)).toString("latin1");
+const readTsaAuthorities = async (path: string): Promise<readonly Uint8Array[]> => {
+  const pem = (await readSmall(path, maxCaBytes)).toString("latin1");
   try {
     return readAuthorities(pem);
   } catch (error) {
     if (!(error instanceof TimestampRefused)) throw error;
-    throw new CommandFailed(exitCode.usage, `${file}: ${error.message}`);
+    throw new CommandFailed(exitCode.usage, `${path}: ${error.message}`);
   }
 };
 
@@ -135,6 +136,11 @@ export const verify = buildCommand({
     if (!isUrl(target) && !isDirectory(target)) return await verifyFile(flags, policy, target);
     if (flags.tsaCa !== undefined)
       throw new CommandFailed(exitCode.usage, "--tsa-ca is for a bundle: a log has no timestamps in it");
+    if (!isUrl(target) && existsSync(join(target, file.note)))
+      throw new CommandFailed(
+        exitCode.unavailable,
+        `${target} is an unpacked bundle: verify the ZIP file that it came from`,
+      );
     const shards = await openShards(target);
     try {
       await verifyLedger(shards, policy, flags);

@@ -123,7 +123,7 @@ export const witness = buildCommand({
         kind: "parsed",
         parse: String,
         brief:
-          'verifier key of a log to cosign; "VKEY ORIGIN" where its origin is not the name of its key; may be repeated',
+          'verifier key of a log to cosign, that of one year for all; "VKEY ORIGIN" where its origin is another; may be repeated',
         variadic: true,
         placeholder: "VKEY",
       },
