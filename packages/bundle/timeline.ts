@@ -105,7 +105,23 @@ const selectionText = ({ selection: { token, case: caseId, from, to } }: Facts):
 
 export type Facts = Omit<Manifest, "format" | "files">;
 
-const headOf = (facts: Facts, verifierKey: string, { missing }: Report): string => {
+/** Since when the entries exist, by a clock that is not the ledger's. */
+export interface TimelineStamp {
+  /** Leaves below this one are bounded. */
+  readonly size: number;
+  /** What the answer of the authority says, in ms since the Unix epoch. */
+  readonly timeMs: number;
+}
+
+const stampText = ({ range }: Facts, stamp: TimelineStamp | undefined): string => {
+  if (!stamp) return "none in this bundle";
+  const some = stamp.size < range.end ? `; those from leaf ${stamp.size} on are newer than it` : "";
+  const which = some && ` before leaf ${stamp.size}`;
+  const time = new Date(stamp.timeMs).toISOString();
+  return `${time}: the entries${which} existed before that, says a time-stamp authority${some}`;
+};
+
+const headOf = (facts: Facts, verifierKey: string, { missing }: Report, stamp: TimelineStamp | undefined): string => {
   const title = facts.selection.case ? "Evidence on a case" : "Evidence";
   const gaps = missing.map((each) => `<li>${escapeHtml(each)}</li>`).join("");
   return `<!doctype html>
@@ -125,7 +141,7 @@ check it, is in ${file.readMe}.</p>
 ${pair("What was asked for", selectionText(facts))}${pair("Ledger", facts.origin, true)}${pair("Its key", verifierKey, true)}${pair(
   "Entries",
   `${facts.entries}, from leaves ${facts.range.first} to ${facts.range.end - 1} of a tree of ${facts.size}`,
-)}${pair("Made", facts.madeAt)}</dl>
+)}${pair("Made", facts.madeAt)}${pair("Outside timestamp", stampText(facts, stamp))}</dl>
 ${gaps && `<ul class="missing">${gaps}</ul>\n`}`;
 };
 
@@ -143,8 +159,9 @@ export const timelineHtml = (
   verifierKey: string,
   report: Report,
   rows: readonly TimelineRow[],
+  stamp?: TimelineStamp,
 ): Buffer => {
-  const pieces = [headOf(facts, verifierKey, report), `<table>\n<thead>${columns}</thead>\n<tbody>\n`];
+  const pieces = [headOf(facts, verifierKey, report, stamp), `<table>\n<thead>${columns}</thead>\n<tbody>\n`];
   let day = "";
   for (const row of rows) {
     const date = row.at.slice(0, 10);

@@ -32,6 +32,8 @@ export interface BundleStamp {
   readonly proof: readonly Uint8Array[];
   /** DER of a TimeStampResp (RFC 3161) over `checkpoint`. */
   readonly response: Uint8Array;
+  /** When it says that the authority saw it, in ms since the Unix epoch. */
+  readonly timeMs: number;
 }
 
 export interface BundleParts {
@@ -126,7 +128,7 @@ export async function* writeBundle(parts: BundleParts): AsyncGenerator<Uint8Arra
   const facts = { ...parts.facts, entries: rows.length };
   const found = report.result();
   yield* text(file.completeness, `${JSON.stringify(found, null, 2)}\n`);
-  yield* archive.add(file.timeline, timelineHtml(facts, verifierKey, found, rows));
+  yield* archive.add(file.timeline, timelineHtml(facts, verifierKey, found, rows, stamp));
   const manifest = formatManifest({ ...facts, files: archive.listed });
   yield* archive.add(file.manifest, manifest);
   yield* text(file.note, await parts.sign(manifestDigest(manifest), facts));

@@ -50,6 +50,13 @@ const records = sampleRecords(6);
 const log = sampleLog(records);
 
 describe("curfew verify of a bundle", () => {
+  it("does not take an unpacked one for a ledger that lost its files", async () => {
+    for (const [name, bytes] of await filesOf(await bytesOf(partsOf(log, allOf(log))))) at(join("loose", name), bytes);
+    const { code, out, err } = await curfew("verify", at("loose"), "--key", verifierKey);
+    expect({ code, out }).toEqual({ code: 4, out: "" });
+    expect(err).toMatch(/loose is an unpacked bundle: verify the ZIP file that it came from\n$/);
+  });
+
   it("ends with 0 where both verdicts hold", async () => {
     expect(await verify(await bytesOf(partsOf(log, allOf(log))))).toMatchObject({
       code: 0,
@@ -123,6 +130,19 @@ describe.skipIf(process.env.ABSENT_PROGRAMS?.includes("openssl"))("the timestamp
     expect(some.verdict.integrity.notProved).toContain(
       "since when its entries from leaf 5 on exist: they are newer than the timestamp",
     );
+  });
+
+  it("is told to people on the timeline, and so is that there is none", async () => {
+    const told = async (bundle: Buffer) => {
+      const page = (await filesOf(bundle)).find(([name]) => name === file.timeline)?.[1] ?? [];
+      return /<dt>Outside timestamp<\/dt><dd>([^<]+)/.exec(Buffer.from(page).toString())?.[1];
+    };
+    const when = async (bundle: Buffer) => (await verify(bundle)).verdict.timestamp.time;
+    const says = "existed before that, says a time-stamp authority";
+    expect(await told(whole)).toBe(`${await when(whole)}: the entries ${says}`);
+    const newer = "; those from leaf 5 on are newer than it";
+    expect(await told(part)).toBe(`${await when(part)}: the entries before leaf 5 ${says}${newer}`);
+    expect(await told(await bytesOf(partsOf(log, allOf(log))))).toBe("none in this bundle");
   });
 
   it("proves nothing without that certificate, and that is said", async () => {

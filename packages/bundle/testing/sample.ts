@@ -12,7 +12,7 @@ import { leafHash } from "@curfew/ledger/hash.ts";
 import { encodeLeaf, type LogRecord } from "@curfew/ledger/leaf.ts";
 import { type NoteSigner, noteSigner, verifierKeyText } from "@curfew/ledger/note-key.ts";
 import { parsePolicy } from "@curfew/ledger/policy.ts";
-import { NONCE_BYTES, timestampQuery } from "@curfew/ledger/timestamp.ts";
+import { claimedTimestamp, NONCE_BYTES, timestampQuery } from "@curfew/ledger/timestamp.ts";
 import { Frontier, type NodeAddress, proveConsistency, proveInclusion } from "@curfew/ledger/tree.ts";
 import { seededRandom } from "@curfew/simulation/seeded-random.ts";
 import { type Selection, signManifest } from "../manifest.ts";
@@ -153,7 +153,8 @@ export const stampOf = async (
 ): Promise<BundleStamp> => {
   const checkpoint = log.checkpoints[size] as string;
   const response = await tsa.reply(timestampQuery(Buffer.from(checkpoint), random.bytes(NONCE_BYTES)));
-  return { checkpoint, size, proof: await proveConsistency(size, log.size, log.read), response };
+  const { timeMs } = await claimedTimestamp(response, Buffer.from(checkpoint));
+  return { checkpoint, size, proof: await proveConsistency(size, log.size, log.read), response, timeMs };
 };
 
 export const bytesOf = async (parts: BundleParts): Promise<Buffer> => {

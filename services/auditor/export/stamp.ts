@@ -9,8 +9,8 @@ import { LedgerBroken } from "../domain.ts";
 import { type TimestampRow, type TimestampRows, timestampBelow, timestampOf } from "../public-log/timestamps.ts";
 import type { ShownTree } from "./shown-tree.ts";
 
-/** As whoever gets the bundle will: by then it is too late. By which authority the timestamp is, they can tell. */
-const check = async (row: TimestampRow, proof: readonly Uint8Array[], tree: ShownTree): Promise<void> => {
+/** When it was stamped; checked as whoever gets the bundle will: by then it is too late. By which authority it is, they can tell. */
+const timeOf = async (row: TimestampRow, proof: readonly Uint8Array[], tree: ShownTree): Promise<number> => {
   const broken = (why: string, cause?: unknown) =>
     new LedgerBroken(`the timestamp over size ${row.size} does not hold: ${why}`, { cause });
   const { shard, size, root } = tree;
@@ -18,7 +18,7 @@ const check = async (row: TimestampRow, proof: readonly Uint8Array[], tree: Show
   try {
     const stamped = parseCheckpoint(parseNote(row.checkpoint).text);
     if (!verifyConsistency(older, newer, proof, stamped.root, root)) throw broken("it is of another tree");
-    await claimedTimestamp(row.response, Buffer.from(row.checkpoint));
+    return (await claimedTimestamp(row.response, Buffer.from(row.checkpoint))).timeMs;
   } catch (error) {
     if (!(error instanceof TimestampRefused) && !(error instanceof NoteError)) throw error;
     throw broken(error.message, error);
@@ -41,6 +41,6 @@ export const stampOver = async (
   if (!row) return undefined;
   const size = row.size - tree.shard.first;
   const proof = await proveConsistency(size, tree.size - tree.shard.first, readNodes);
-  await check(row, proof, tree);
-  return { checkpoint: row.checkpoint, size, proof, response: row.response };
+  const timeMs = await timeOf(row, proof, tree);
+  return { checkpoint: row.checkpoint, size, proof, response: row.response, timeMs };
 };
