@@ -177,7 +177,7 @@ const openCore = async (parts: AuditorServiceParts) => {
     models,
     epochs: parts.epochs,
     trust: openProducerTrust(parts),
-    report: openGapReporter(outbox, log),
+    report: openGapReporter(outbox, parts),
   });
   const ledger = openLedger({ batches, models, projection, seal, clock, published: follower.published });
   const drifts = openDriftLog(outbox, log);

@@ -159,7 +159,7 @@ export const startAuditor = async (
     models,
     epochs: world.epochs,
     trust: identities.trust,
-    report: openGapReporter(outbox, quiet),
+    report: openGapReporter(outbox, { epochs: world.epochs, clock, log: quiet }),
   });
   const batches = await store.collection<BatchDoc>("batches");
   const ledger = openLedger({
