@@ -19,6 +19,7 @@ import { signKeyRotation } from "@curfew/ledger/key-rotation.ts";
 import type { LogRecord } from "@curfew/ledger/leaf.ts";
 import { type NoteSigner, noteSigner, parseVerifierKey, verifierKeyText } from "@curfew/ledger/note-key.ts";
 import { parsePolicy } from "@curfew/ledger/policy.ts";
+import { shardOrigin } from "@curfew/ledger/shard.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { faultyStore } from "@curfew/simulation/faulty-store.ts";
@@ -128,11 +129,13 @@ const sendable = ({ key, headers, value }: LogRecord): OutRecord => ({
 });
 
 /** As the sealer goes on: staged, then derived. */
-const grow = (seal: LedgerSeal, before: LedgerHead, ...records: readonly LogRecord[]): Batch => {
-  const batch = makeBatch(before, records, clock.now(), seal);
+const growAt = (seal: LedgerSeal, before: LedgerHead, atMs: number, ...records: readonly LogRecord[]): Batch => {
+  const batch = makeBatch(before, records, atMs, seal);
   seal.turned(before.size, batch.records).keep();
   return batch;
 };
+const grow = (seal: LedgerSeal, before: LedgerHead, ...records: readonly LogRecord[]): Batch =>
+  growAt(seal, before, clock.now(), ...records);
 const isSignedBy = (of: Replica, checkpoint: string) =>
   of.keys.all("now").map(({ number }) => {
     try {
@@ -176,6 +179,30 @@ describe("a ledger's keys", () => {
       expect(head.size).toBe(7);
       expect(headOf(first.doc, 1, from.seal).size).toBe(3);
       expect(from.seal.open(shard, from.seal.sign(shard, 0, emptyRoot())).size).toBe(0);
+    }
+  });
+
+  it.each(["last of its year", "first of the next"])("rotate by a leaf that is the %s", (place) => {
+    const [ending, beginning] = [Date.UTC(shard.year, 11, 31), Date.UTC(shard.year + 1, 0, 1)];
+    const one = replica();
+    one.keys.all();
+    const first = growAt(one.seal, emptyHead, ending, token(1), token(2));
+    one.keyring.rotateSigningKey(ledgerName);
+    const isLast = place === "last of its year";
+    const second = isLast
+      ? growAt(one.seal, first.head, ending, rotation(one))
+      : growAt(one.seal, first.head, beginning, rotation(one), token(3));
+    one.keyring.retireSigningKeys(ledgerName);
+    const third = growAt(one.seal, second.head, beginning, token(4));
+    expect(one.keys.all("now")[1]?.after).toBe(2);
+    const next = shardOrigin(ledgerName, shard.year + 1);
+    const verifier = parseVerifierKey(textOf(one, 2, next));
+    expect(openCheckpoint(third.doc.checkpoint, verifier).size).toBe(isLast ? 1 : 3);
+    for (const from of [one, replica()]) {
+      let head = emptyHead;
+      for (const { doc } of [first, second, third]) head = replayBatch(head, doc, from.seal).head;
+      expect([head.shard.first, head.size]).toEqual(isLast ? [3, 4] : [2, 5]);
+      expect(headOf(second.doc, 2, from.seal).size).toBe(second.doc.size);
     }
   });
 
