@@ -5,6 +5,7 @@ import {
   DriftCause,
   EvidenceDriftFoundSchema,
   EvidenceGapFoundSchema,
+  GapCause,
 } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import {
   LeakReportedSchema,
@@ -158,6 +159,15 @@ describe("signals", () => {
     expect(cases(history)).toEqual(new Set([`case/${tokenId}/1`]));
     expect(cases([gap("verifier/a/1", 0), gap("verifier/a/1", 1)]).size).toBe(1);
     expect(cases([gap("", 0), gap("", 1), gap("", 1)]).size).toBe(2);
+  });
+
+  it("of offsets that jump are none: they prove nothing alone; a record that was too large to be sealed is one", () => {
+    const gap = (cause: GapCause) =>
+      eventOf(create(EvidenceGapFoundSchema, { cause, position: { topic: "curfew.uses.v1" } }), 1);
+    const jumped = knowing([gap(GapCause.OFFSET_JUMP)]);
+    expect([[...jumped.signals], [...jumped.evidenceGaps]]).toEqual([[], []]);
+    const oversize = knowing([gap(GapCause.OVERSIZE)]);
+    expect([[...oversize.signals].length, [...oversize.evidenceGaps].length]).toEqual([1, 1]);
   });
 
   it("of drift are one case for each topic, and one for the ledger's files; where records are not what they were, numbers may be too low", () => {

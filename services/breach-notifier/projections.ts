@@ -7,6 +7,7 @@ import {
   DriftCauseSchema,
   type EvidenceDriftFound,
   type EvidenceGapFound,
+  GapCause,
   GapCauseSchema,
 } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
 import {
@@ -237,6 +238,8 @@ export class Knowledge {
   }
 
   #evidenceGap({ producer, cause, position }: EvidenceGapFound, event: ReadEvent): void {
+    // Proves nothing alone (design: evidence).
+    if (cause === GapCause.OFFSET_JUMP) return;
     const topic = position?.topic ?? "";
     this.#missing(event, topic, GapCauseSchema.value[cause]?.localName);
     this.#signal(event, "", producer, `${topic}/${position?.partition ?? 0}`);
