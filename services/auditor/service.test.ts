@@ -199,7 +199,16 @@ describe("auditor service", () => {
     await expect(published()).rejects.toThrow("fetch failed");
     writeFileSync(join(ledgerDir, String(shard.year), "checkpoint"), "no checkpoint\n");
     const second = await suite.start({ ledgerDir, ledgerListen });
-    await expect(second.failed).rejects.toMatchObject({ name: "LedgerBroken" });
+    await expect(second.failed).rejects.toMatchObject({
+      name: "LedgerBroken",
+      message: expect.stringContaining(`files of ${shard.year} are not as they were written (they`),
+    });
+    rmSync(join(ledgerDir, String(shard.year)), { recursive: true });
+    await second.close();
+    const third = await suite.start({ ledgerDir });
+    const again = () => readFileSync(join(ledgerDir, String(shard.year), "checkpoint"), "utf8");
+    await vi.waitFor(() => expect(again()).toContain(`${origin}\n0\n`), bound);
+    await third.close();
   });
 
   it("signs nothing on a store that was put back behind what is published", async () => {

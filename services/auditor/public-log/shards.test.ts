@@ -212,8 +212,9 @@ it("is compared with its files, year by year", async () => {
   expect(found).toEqual(["2027/tile/0/001"]);
 });
 
-it("of which an old year's checkpoint is gone or put back tells it: nobody writes that again", async () => {
+it("of which an old year's checkpoint is gone or put back tells it: nobody writes that again before later years are away", async () => {
   await publishAll();
+  const whole = filesIn();
   const files = await openShardFolders(dir, machine);
   const found: unknown[] = [];
   const drifts = { found: async (drift: object) => void found.push(drift), settle: async () => undefined };
@@ -230,6 +231,11 @@ it("of which an old year's checkpoint is gone or put back tells it: nobody write
   rmSync(checkpoint);
   await pass();
   expect(found.slice(1)).toMatchObject([{ ...drift, seen: "" }]);
+  await publishAll();
+  expect(filesIn()).not.toEqual(whole);
+  for (const year of [2026, 2027]) rmSync(join(dir, String(year)), { recursive: true });
+  await publishAll();
+  expect(filesIn()).toEqual(whole);
 });
 
 it("waits with the new year until the old one's last checkpoint is cosigned, which counts from nothing again", async () => {

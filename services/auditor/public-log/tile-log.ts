@@ -57,20 +57,23 @@ interface Place {
   readonly checkpoint: string;
 }
 
-/** What `read` answers; files that are not as they were written are a broken ledger. */
-const asWritten = async <T>(read: () => T | Promise<T>): Promise<T> => {
+/** What `read` answers of a year's files; where they are not as they were written, the ledger is broken. */
+const asWritten = async <T>({ year }: Shard, read: () => T | Promise<T>): Promise<T> => {
   try {
     return await read();
   } catch (error) {
     if (!(error instanceof NoteError) && !(error instanceof RangeError)) throw error;
-    throw new LedgerBroken(`the ledger's files are not as they were written: ${error.message}`, { cause: error });
+    throw new LedgerBroken(
+      `the ledger's files of ${year} are not as they were written (they and later years', taken away, are made again): ${error.message}`,
+      { cause: error },
+    );
   }
 };
 
 const standingCheckpoint = async ({ files, seal }: Pick<TileLogParts, "files" | "seal">, shard: Shard) => {
   const bytes = await files(shard.year).read(CHECKPOINT_PATH);
   const note = bytes && Buffer.from(bytes).toString();
-  return note === undefined ? undefined : asWritten(() => ({ ...seal.open(shard, note), note }));
+  return note === undefined ? undefined : asWritten(shard, () => ({ ...seal.open(shard, note), note }));
 };
 
 /**
@@ -139,7 +142,7 @@ const placeOf = async (parts: TileLogParts): Promise<Place> => {
   const kept = witnessed && (await keptOf(witnessed.rows, size, staged));
   if (kept !== undefined && kept !== note) await files.write([checkpointFile(kept)]);
   if (!found) return empty;
-  const edge = await asWritten(() => readEdge(size - shard.first, root, files.read));
+  const edge = await asWritten(shard, () => readEdge(size - shard.first, root, files.read));
   return { head: headOf(found.doc, found.number, seal), edge, checkpoint: found.doc.checkpoint };
 };
 
@@ -159,7 +162,7 @@ const cosigned = async (
   if (kept !== undefined || !witnesses.due()) return kept;
   const nodes = verifiedNodes(frontier.size, frontier.root(), files(shard.year).read);
   const prove = (old: number) => proveConsistency(old, frontier.size, nodes);
-  const note = await asWritten(() => witnesses.cosign({ size: frontier.size, checkpoint, prove }, signal));
+  const note = await asWritten(shard, () => witnesses.cosign({ size: frontier.size, checkpoint, prove }, signal));
   if (note !== undefined) {
     await rows.insert({ _id: cosignedId(size), shard, size, checkpoint: note });
     return await keptOf(rows, size, checkpoint);
@@ -202,7 +205,7 @@ export const publishTiles = async (parts: TileLogParts, signal: AbortSignal): Pr
     if (!(await isNews(shard, place.head.size))) return;
     const note = await cosigned(parts, place, signal);
     if (note === undefined) return;
-    const { size } = await asWritten(() => seal.open(shard, note));
+    const { size } = await asWritten(shard, () => seal.open(shard, note));
     // Looked at again: while witnesses were asked another writer may have come further.
     if (await isNews(shard, size)) await files(shard.year).write([checkpointFile(note)]);
   };
@@ -218,7 +221,7 @@ export const publishTiles = async (parts: TileLogParts, signal: AbortSignal): Pr
     if (!doc || (isTurn && (await isNews(shard, size)))) return undefined;
     const { head, nodes } = replayBatch(place.head, doc, seal);
     const before = isTurn ? emptyEdge : place.edge;
-    const { files: written, edge } = await asWritten(() => growTiles(before, doc.leaves, nodes));
+    const { files: written, edge } = await asWritten(shard, () => growTiles(before, doc.leaves, nodes));
     await files(head.shard.year).write(written);
     return { head, edge, checkpoint: doc.checkpoint };
   };
