@@ -17,7 +17,18 @@ import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { closingOfRow } from "./checks/epoch-watch.ts";
 import { openReadModels } from "./projections.ts";
-import { bound, clock, identities, partitions, replayAll, startAuditor, tokenEvent, use } from "./testing/rig.ts";
+import {
+  bound,
+  clock,
+  identities,
+  openWorld,
+  partitions,
+  replayAll,
+  startAuditor,
+  tokenEvent,
+  untilSealed,
+  use,
+} from "./testing/rig.ts";
 
 const closers: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -106,6 +117,31 @@ const openForgedWorld = async (before?: { epochs: Collection<EpochRow>; store: D
 
 const isGap = (record: InRecord) => headerOf(record, "ce_type") === "curfew.evidence-gap.found.v1";
 const { tokens, uses } = topicNames;
+
+it("finds no gap where another replica has sealed between two tenures of one", async () => {
+  const world = await openWorld();
+  const producer = await world.bus.openProducer({ topic: topicNames.tokens, name: "issuer/a" });
+  closers.push(() => producer.close());
+  const one = await startAuditor(world);
+  closers.push(() => one.close());
+  await producer.send([tokenEvent(1, 1), tokenEvent(2, 1)]);
+  await untilSealed(world);
+  const resume = await one.pause();
+  const other = await startAuditor(world);
+  await producer.send([tokenEvent(1, 2), tokenEvent(2, 2)]);
+  await untilSealed(world);
+  await other.close();
+  resume();
+  await producer.send([tokenEvent(1, 3), tokenEvent(3, 1)]);
+  await untilSealed(world);
+  one.outbox.start("localhost:1");
+  await clock.sleep(500);
+  await untilSealed(world);
+  const { batches } = await replayAll(world.store);
+  const types = batches.flatMap(({ records }) => records.map((record) => headerOf(record, "ce_type")));
+  expect(types.filter((type) => type?.includes("gap"))).toEqual([]);
+  expect(types).toHaveLength(6);
+});
 
 describe("completeness", () => {
   it("finds nothing wrong with whole chains of several epochs and partitions", async () => {

@@ -76,6 +76,8 @@ export const streamPlace = (record: SealedRecord): { stream: string; sequence: n
 
 /** What earlier batches left, as far as it is in memory. */
 interface Memory {
+  /** The last batch that it was moved on by. */
+  batch: number;
   readonly chains: Map<string, ChainState>;
   readonly streams: Map<string, number>;
   /** Producer of the last record of each partition; empty where it names none. */
@@ -90,6 +92,7 @@ class BatchCheck implements CheckedBatch {
   readonly #memory: Memory;
   readonly #before: LedgerHead;
   readonly #first: number;
+  readonly #number: number;
   readonly #found = new Findings();
   /** `at`: the last record in the batch that moved it. */
   readonly #chains = new Map<string, { readonly chain: Chain; at: number | undefined }>();
@@ -104,6 +107,7 @@ class BatchCheck implements CheckedBatch {
     this.#memory = memory;
     this.#before = before;
     this.#first = batch.doc.first;
+    this.#number = batch.number;
   }
 
   get findings(): Finding[] {
@@ -123,6 +127,7 @@ class BatchCheck implements CheckedBatch {
     remember(this.#memory.streams, this.#sequences);
     remember(this.#memory.last, this.#last);
     for (const [topic, sinceMs] of this.#signedSince) this.#memory.signedSince.set(topic, sinceMs);
+    this.#memory.batch = this.#number;
   }
 
   async add(record: SealedRecord, at: number): Promise<void> {
@@ -236,10 +241,19 @@ class BatchCheck implements CheckedBatch {
 }
 
 export const openCompleteness = (parts: CompletenessParts) => {
-  const memory: Memory = { chains: new Map(), streams: new Map(), last: new Map(), signedSince: new Map() };
+  const empty = (batch: number): Memory => ({
+    batch,
+    chains: new Map(),
+    streams: new Map(),
+    last: new Map(),
+    signedSince: new Map(),
+  });
+  let memory = empty(0);
   return {
     /** Checks a batch that follows `before`. May be called again for the same batch as long as `commit` was not. */
     async check(before: LedgerHead, batch: Batch): Promise<CheckedBatch> {
+      // Another replica has sealed meanwhile, or this one did not hear that the rows were written: what is in memory is of before.
+      if (memory.batch !== before.batch) memory = empty(before.batch);
       const check = new BatchCheck(parts, memory, before, batch);
       for (const [at, record] of batch.records.entries()) await check.add(record, at);
       check.finish();

@@ -10,7 +10,8 @@ import {
   ProveInclusionRequestSchema,
 } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
 import { LedgerKeyRotatedSchema } from "@curfew/contracts/gen/curfew/events/v1/evidence_pb.ts";
-import type { OutRecord } from "@curfew/event-log/bus.ts";
+import type { Doc, DocumentStore } from "@curfew/document-store/port.ts";
+import type { Bus, OutRecord } from "@curfew/event-log/bus.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import { openCheckpoint, signCheckpoint } from "@curfew/ledger/checkpoint.ts";
@@ -370,6 +371,51 @@ describe("the auditor", () => {
       replayed.batches.map(({ doc: { size: leaves, checkpoint } }) => isSignedBy(one, checkpoint)[1] === leaves > 1),
     ).not.toContain(false);
     expect(one.keys.all("now")).toHaveLength(2);
+  });
+
+  it("of another replica, sealed at another place than this one would have, is no broken ledger", async () => {
+    const world = await openWorld();
+    const one = replica();
+    one.keys.all();
+    one.keyring.rotateSigningKey(ledgerName);
+    const other = await startAuditor(world, world.store, world.bus, replica().seal);
+    await sendOn(world.bus, topicNames.tokens, "issuer/a", [tokenEvent(1, 1), tokenEvent(2, 1)]);
+    await untilSealed(world);
+    await sendOn(world.bus, topicNames.evidence, "auditor/a", [sendable(rotation(one))]);
+    await untilSealed(world);
+    await other.close();
+    // One that looked before there was a batch, and reads everything from the beginning: the tokens last.
+    const bus: Bus = {
+      ...world.bus,
+      subscribe: (options) =>
+        world.bus.subscribe({
+          ...options,
+          async onRecords(records) {
+            const isLast = records[0]?.topic === topicNames.tokens;
+            if (isLast) void clock.sleep(300).then(() => options.onRecords(records));
+            else await options.onRecords(records);
+          },
+        }),
+    };
+    let hidden = 1;
+    const blind = {
+      ...world.store,
+      collection: async <D extends Doc>(name: string, ...more: []) => {
+        const inner = await world.store.collection<D>(name, ...more);
+        const isHidden = () => name === "batches" && hidden-- > 0;
+        const find = async (...query: Parameters<typeof inner.find>) =>
+          name === "checkpoints" && hidden > 0 ? [] : inner.find(...query);
+        const getLatest = async (id: string) => (isHidden() ? undefined : inner.getLatest(id));
+        return { ...inner, find, getLatest };
+      },
+    } as DocumentStore;
+    const late = await startAuditor(world, blind, bus, replica().seal);
+    await sendOn(world.bus, topicNames.tokens, "issuer/b", [tokenEvent(3, 1)]);
+    await Promise.race([untilSealed(world), late.running]);
+    await late.close();
+    expect(hidden).toBeLessThanOrEqual(0);
+    const { batches } = await replayAll(world.store, replica().seal);
+    expect(batches.at(-1)?.head.size).toBe(4);
   });
 
   it("signs by the new key what it makes while the batch with the rotation is being staged", async () => {

@@ -22,6 +22,8 @@ export interface Ledger {
    * throws LedgerBroken.
    */
   load(signal: AbortSignal): Promise<LedgerHead>;
+  /** Whether a batch stands under that number by now. */
+  isTaken(number: number, signal: AbortSignal): Promise<boolean>;
   /** Inserts a batch under its number, once, whatever the store answers: "other" when another sequencer's stands there. */
   stage(batch: Batch, signal: AbortSignal): Promise<"staged" | "other">;
   derive(before: LedgerHead, batch: Batch, signal: AbortSignal): Promise<void>;
@@ -127,6 +129,8 @@ export const openLedger = (parts: {
         head = batch.head;
       }
     },
+    isTaken: async (number, signal) =>
+      (await patiently(signal, () => batches.getLatest(batchId(number)))) !== undefined,
     stage: ({ doc }, signal) =>
       withSpan(span.append("seal"), {}, () =>
         patiently(signal, async () => {

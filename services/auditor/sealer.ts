@@ -129,6 +129,16 @@ export const sealUntil = async (
     return makeBatch(batch.head, intake.take(), clock.now(), seal);
   };
 
+  /** Undefined where another sequencer's stands in its place: what is broken then is what this one knew, where a key rotates, say. */
+  const make = async (head: LedgerHead, intake: Intake, stopped: AbortSignal): Promise<Batch | undefined> => {
+    try {
+      return makeBatch(head, intake.take(), clock.now(), ledger.seal);
+    } catch (error) {
+      if (error instanceof LedgerBroken && (await ledger.isTaken(head.batch + 1, stopped))) return undefined;
+      throw error;
+    }
+  };
+
   /**
    * Until told to stop, or another sequencer was first. While full batches are waiting, three are under way: the rows of one are derived,
    * one is staged, one is made. So a tree may be signed whose batch is never staged; it is dropped here. Only what is staged is ever
@@ -139,13 +149,13 @@ export const sealUntil = async (
     let next: Batch | undefined;
     let deriving = Promise.resolve();
     while (next || (await gather(intake, clock, stopped))) {
-      const batch = next ?? makeBatch(head, intake.take(), clock.now(), ledger.seal);
-      const staging = ledger.stage(batch, stopped);
-      const making = makeNext(head, batch, intake);
+      const batch = next ?? (await make(head, intake, stopped));
+      const staging = batch && ledger.stage(batch, stopped);
+      const making = batch && makeNext(head, batch, intake);
       await Promise.allSettled([deriving, staging, making]);
       await deriving;
-      if ((await staging) === "other") {
-        log.warn({ batch: batch.number }, "another sequencer was first; starting again from its batch");
+      if (!batch || (await staging) === "other") {
+        log.warn({ batch: head.batch + 1 }, "another sequencer was first; starting again from its batch");
         return;
       }
       next = await making;

@@ -170,13 +170,12 @@ export const startAuditor = async (
     clock,
     published: () => undefined,
   });
-  const stop = new AbortController();
+  let stop = new AbortController();
   const drifts = openDriftLog(outbox, quiet);
   const topics = openTopicWatch({ bus, drifts, latest: () => undefined, wanted: {}, clock, log: quiet });
-  const running = sealUntil(
-    { ledger, bus, topics, clock: sealingClock, log: quiet },
-    { fence: 1, signal: stop.signal },
-  );
+  const begin = () =>
+    sealUntil({ ledger, bus, topics, clock: sealingClock, log: quiet }, { fence: 1, signal: stop.signal });
+  let running = begin();
   running.catch(() => undefined);
   return {
     ledger,
@@ -185,6 +184,15 @@ export const startAuditor = async (
     drifts,
     /** Rejects when the sealer has ended with an error. */
     running,
+    /** Ends its tenure; what it answers begins the next one. */
+    async pause() {
+      stop.abort();
+      await running;
+      return () => {
+        stop = new AbortController();
+        running = begin();
+      };
+    },
     async close() {
       stop.abort();
       await running;
