@@ -88,6 +88,10 @@ describe("opening a note", () => {
     expect(openNote(note, [bobs, alices]).signatures).toHaveLength(2);
     expect(() => openNote(note, [log])).toThrow("no known key");
     expect(() => openNote(note, [])).toThrow("no known key");
+    const many = Array.from({ length: 9 }, (_, n) => `— n${n} AAAAAQAA\n`).join("");
+    expect(() => openNote(`x\n\n${many}`, [log])).toThrow(
+      /^no known key has signed the note; it names n0\+00000001, n1\+00000001, n2\+00000001, n3\+00000001$/,
+    );
     expect(() => openNote(note, [alices, alices])).toThrow("two verifiers");
   });
 
