@@ -130,7 +130,7 @@ const verdictLines = (name: string, verdict: HealthRow["drift"]): string[] => {
 /** Who vouches for the ledger from outside: witnesses, each of which does not cosign under them, and timestamps. */
 const outsideLines = ({ witnesses, timestamps }: HealthRow): string[] => {
   const cosigned = witnesses?.cosignedSize ? `checkpoint of ${witnesses.cosignedSize} at ${witnesses.cosignedAt}` : "";
-  const unasked = witnesses?.quorum === "unknown" ? "nobody was asked yet: they are when the ledger grows" : "";
+  const unasked = witnesses?.quorum === "unknown" ? "nobody was asked yet" : "";
   const failing = (witnesses?.answers ?? []).filter(({ outcome }) => outcome !== "cosigned");
   const stamped = timestamps?.size ? `checkpoint of ${timestamps.size} at ${timestamps.time}` : "";
   return [

@@ -345,6 +345,19 @@ describe("with witnesses", () => {
     expect(await rows.find({ limit: 10 })).toMatchObject([{ size: 300, checkpoint: standing() }]);
   });
 
+  it("what was published before there were any is cosigned as it stands, without waiting for more", async () => {
+    await stage([300]);
+    await publishTo(300);
+    isThere = false;
+    const alone = standing();
+    await until(() => submitted.includes(300));
+    expect(standing()).toBe(alone);
+    isThere = true;
+    await until(() => standing() !== alone);
+    expect([sizeThere(), isCosigned()]).toEqual([300, true]);
+    expect(standing().startsWith(alone)).toBe(true);
+  });
+
   it("a restart keeps the cosignatures that stand there, and asks for none again", async () => {
     const head = await stage([300]);
     await until(() => sizeThere() === 300);

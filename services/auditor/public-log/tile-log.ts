@@ -191,9 +191,12 @@ export const publishTiles = async (parts: TileLogParts, signal: AbortSignal): Pr
     return undefined;
   };
 
-  const isNews = async (shard: Shard, size: number) => {
-    const standing = await standingCheckpoint(parts, shard);
-    return !signal.aborted && (!standing || standing.size < size);
+  /** Whether what `place` has is more than what stands there: a larger tree, or the cosignatures that the one of `place` has not. */
+  const isNews = async ({ head, checkpoint }: Place, size = head.size) => {
+    const standing = await standingCheckpoint(parts, head.shard);
+    if (signal.aborted || !standing) return !signal.aborted;
+    const isBare = parts.witnessed !== undefined && standing.note === checkpoint;
+    return standing.size < size || (isBare && standing.size === size);
   };
 
   /**
@@ -202,23 +205,23 @@ export const publishTiles = async (parts: TileLogParts, signal: AbortSignal): Pr
    */
   const publish = async (place: Place): Promise<void> => {
     const { shard } = place.head;
-    if (!(await isNews(shard, place.head.size))) return;
+    if (!(await isNews(place))) return;
     const note = await cosigned(parts, place, signal);
     if (note === undefined) return;
     const { size } = await asWritten(shard, () => seal.open(shard, note));
     // Looked at again: while witnesses were asked another writer may have come further.
-    if (await isNews(shard, size)) await files(shard.year).write([checkpointFile(note)]);
+    if (await isNews(place, size)) await files(shard.year).write([checkpointFile(note)]);
   };
 
   /** Past the next batch; undefined: there is none yet, or the shard before it has to be finished first. */
   const grown = async (place: Place): Promise<Place | undefined> => {
-    const { batch, shard, size } = place.head;
+    const { batch, shard } = place.head;
     const doc = latest() > batch ? await batches.get(batchId(batch + 1)) : undefined;
     const isTurn = doc !== undefined && batch > 0 && doc.shard.year !== shard.year;
     // Witnesses are asked for the newest; where it is never reached, for one now and then.
     const isDue = batch % cosignedAtLeastEvery === cosignedAtLeastEvery - 1;
     if (!doc || !parts.witnessed || isTurn || isDue) await publish(place);
-    if (!doc || (isTurn && (await isNews(shard, size)))) return undefined;
+    if (!doc || (isTurn && (await isNews(place)))) return undefined;
     const { head, nodes } = replayBatch(place.head, doc, seal);
     const before = isTurn ? emptyEdge : place.edge;
     const { files: written, edge } = await asWritten(shard, () => growTiles(before, doc.leaves, nodes));
