@@ -8,7 +8,7 @@ import { AuditorService } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_
 import { DataSubjectService, ErasureState } from "@curfew/contracts/gen/curfew/auditor/v1/data_subjects_pb.ts";
 import { Delivery, EvidenceMode } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import { AccessGround } from "@curfew/contracts/gen/curfew/events/v1/data_subjects_pb.ts";
-import type { UseDecided } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
+import { Outcome, type UseDecided } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { IssuerService } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
 import { VerifierService } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import { openSuite, type Suite } from "@curfew/deploy/embedded/suite.ts";
@@ -153,16 +153,18 @@ it("is held up by a hold, then nobody finds them: not in the files after the dat
   let suite = await rig.start(365 * dayMs);
   const ada = suite.issuer("person/ada");
   await ada.publishPolicy({ requestId: randomUUID(), policy: "p", document: policy });
-  const { secret } = await suite.issuer("workload/billing").createToken({
-    requestId: randomUUID(),
-    grant: {
-      ...{ scopes: ["invoices:read"], resources: ["invoices/**"], audiences: ["invoices"], purposes: ["billing"] },
-      ...{ dataCategories: ["contact"], ttl: { seconds: 3600n }, evidenceMode: EvidenceMode.BEFORE_USE },
-    },
-    delivery: Delivery.DIRECT,
-  });
-  const useFrom = async (address: string) => {
-    const asked = { credential: { case: "secret", value: secret } as const, use: { ...use, sourceAddress: address } };
+  const issue = () =>
+    suite.issuer("workload/billing").createToken({
+      requestId: randomUUID(),
+      grant: {
+        ...{ scopes: ["invoices:read"], resources: ["invoices/**"], audiences: ["invoices"], purposes: ["billing"] },
+        ...{ dataCategories: ["contact"], ttl: { seconds: 3600n }, evidenceMode: EvidenceMode.BEFORE_USE },
+      },
+      delivery: Delivery.DIRECT,
+    });
+  const { secret } = await issue();
+  const useFrom = async (address: string, by = secret) => {
+    const asked = { credential: { case: "secret", value: by } as const, use: { ...use, sourceAddress: address } };
     const answer = await eventually(async () => {
       const found = await suite.verifier.verifyToken(asked);
       expect(found.allowed).toBe(true);
@@ -178,6 +180,27 @@ it("is held up by a hold, then nobody finds them: not in the files after the dat
     suite.dana.openSealedField({ requestId: randomUUID(), useId, ground: AccessGround.INCIDENT, reference: "case/1" });
   const sealed = async (useId: string) => eventually(() => open(useId), 20_000);
   expect(await sealed(herUse)).toMatchObject({ address: hers, country: "DE", pseudonym: her });
+
+  // Another token reached her, and leaks: she counts in the upper bound of its case, beside the population.
+  const leaked = await issue();
+  const reaching = { useId: await useFrom("192.0.2.9", leaked.secret), tokenId: leaked.token?.tokenId ?? "" };
+  const people = [{ controller: "acme", identifierType: "address", value: hers }];
+  await suite.verifier.reportUses({
+    completedUses: [{ ...reaching, outcome: Outcome.COMPLETED, records: 1n, people, part: 1, parts: 1 }],
+  });
+  expect(await rig.curfew("revoke", reaching.tokenId, "--reason", "leaked", "--as", "person/sam")).toMatchObject({
+    code: 0,
+  });
+  const caseOfLeak = () =>
+    eventually(async () => {
+      const { out } = await rig.curfew("case", "list", "--as", "person/dana", "-o", "json");
+      const found = (JSON.parse(out) as { token: string; people?: object }[]).find(
+        ({ token }) => token === reaching.tokenId,
+      );
+      expect(found?.people).toEqual({ lower: 0, best: 0, upper: 12_001 });
+      return found?.people;
+    }, 30_000);
+  const counted = await caseOfLeak();
 
   // Hold, export, bundle: on the command line, the identifier from a file.
   const valueFile = join(dir, "who");
@@ -203,7 +226,12 @@ it("is held up by a hold, then nobody finds them: not in the files after the dat
   const exported = join(dir, "exported");
   expect(await rig.curfew("subject", "export", ...who, "-o", exported)).toMatchObject({ code: 0 });
   const json = JSON.parse(readFileSync(join(exported, "export.json"), "utf8"));
-  expect(json).toMatchObject({ pseudonym: her, holds: [], erasure: [], cases: [] });
+  expect(json).toMatchObject({
+    pseudonym: her,
+    holds: [],
+    erasure: [],
+    cases: [{ id: expect.stringContaining(reaching.tokenId) }],
+  });
   expect(json.events.filter((e: { role: string }) => e.role === "source")).toMatchObject([{ sourceAddress: hers }]);
   expect(JSON.stringify(json)).not.toContain(him);
   const page = readFileSync(join(exported, "export.html"), "utf8");
@@ -279,6 +307,9 @@ it("is held up by a hold, then nobody finds them: not in the files after the dat
   expect(copiesOfKey(him, keysDir, everyFile()).join()).toContain("personal.db");
   expect(inPlain([hers, his], [...everyFile(), backup])).toEqual([]);
   expect(rig.logged.join("\n")).not.toContain(hers);
-  // The pseudonym stays, and what was counted stays counted.
+  // The pseudonyms stay, so what was published of them stays explainable: the same count, by what is on the log.
+  suite = await rig.start(365 * dayMs);
+  expect(await caseOfLeak()).toEqual(counted);
+  await rig.stop();
   expect((await rig.decided()).filter((each) => each.source?.addressPseudonym === her)).toHaveLength(1);
 });
