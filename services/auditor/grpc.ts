@@ -101,6 +101,7 @@ export const auditorService = (parts: AuditorParts): BoundService => {
     if (error instanceof NoLeaf) parts.broken(new LedgerBroken(error.message, { cause: error }));
     throw error;
   };
+  const withLag = <T extends object>(answer: T) => ({ ...answer, lag: health.lag() });
   const telling = <T>(answer: Promise<T>): Promise<T> => answer.catch(tell);
   async function* tellingAll<T>(answers: AsyncIterable<T>): AsyncGenerator<T> {
     try {
@@ -116,11 +117,13 @@ export const auditorService = (parts: AuditorParts): BoundService => {
   });
   const handlers: Handlers<typeof AuditorService> = {
     listEvents: (request) => telling(listEvents(parts, request)),
-    getEvent: (request) => telling(getEvent(parts, request).then((answer) => ({ ...answer, lag: health.lag() }))),
+    getEvent: (request) => telling(getEvent(parts, request).then(withLag)),
     getCheckpoint: (request) => telling(getCheckpoint(parts, request)),
-    proveInclusion: (request) => telling(answerInclusion(parts, request)),
-    proveConsistency: (request) => telling(answerConsistency(parts, request)),
-    watchEvents: (request, { signal }) => tellingAll(watchEvents(parts, request, signal)),
+    proveInclusion: (request) => telling(answerInclusion(parts, request).then(withLag)),
+    proveConsistency: (request) => telling(answerConsistency(parts, request).then(withLag)),
+    async *watchEvents(request, { signal }) {
+      for await (const answer of tellingAll(watchEvents(parts, request, signal))) yield withLag(answer);
+    },
     exportBundle: (request, ctx) => tellingAll(exportBundle(request, ctx)),
     getHealth: () => telling(health.read()),
   };
