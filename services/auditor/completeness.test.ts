@@ -108,9 +108,12 @@ const openForgedWorld = async (before?: { epochs: Collection<EpochRow>; store: D
       }
       for (const pump of tell) pump();
     },
-    /** Until the leaves are as many. */
-    until: (count: number) =>
-      vi.waitFor(async () => expect((await sealed()).length).toBeGreaterThanOrEqual(count), bound),
+    /** Until the leaves are as many, and have been checked. */
+    until: async (count: number) => {
+      const { checkpoints } = await openReadModels(store);
+      const size = async () => (await checkpoints.find({ order: -1, limit: 1 }))[0]?.size;
+      await vi.waitFor(async () => expect(await size()).toBeGreaterThanOrEqual(count), bound);
+    },
     untilGaps: (count: number) => vi.waitFor(() => expect(gaps().length).toBe(count), bound),
   };
 };
