@@ -39,6 +39,9 @@ if (absent.length > 0) {
 // For the tests, whose processes inherit it. Not CURFEW_…: a service refuses a setting it does not know.
 process.env.ABSENT_PROGRAMS = absent.join(" ");
 
+/** One at a time: suites that are killed, flooded, starved and watched do not tell apart what another test does. */
+const alone = ["test/{chaos,hostile}/**/*.test.ts", "test/journey/{canary,demo,disk}.test.ts"];
+
 /** For a busy machine, not expectations. */
 const bounds = { testTimeout: 60_000, hookTimeout: 60_000 };
 
@@ -53,7 +56,7 @@ export default defineConfig({
         test: {
           name: "unit",
           include: ["{packages,services,deploy,test}/**/*.test.ts"],
-          exclude: ["test/{chaos,hostile,journey,live}/**", "**/node_modules/**"],
+          exclude: [...alone, "test/live/**", "**/node_modules/**"],
           maxWorkers: 2,
           ...bounds,
           sequence: { groupOrder: 0 },
@@ -62,10 +65,9 @@ export default defineConfig({
       {
         extends: true,
         test: {
-          name: "whole",
-          include: ["test/{chaos,hostile,journey}/**/*.test.ts"],
+          name: "alone",
+          include: alone,
           exclude: ["**/node_modules/**"],
-          // One at a time: whole suites that are killed, flooded and starved do not tell apart what another test does.
           fileParallelism: false,
           ...bounds,
           sequence: { groupOrder: 1 },

@@ -6,7 +6,7 @@ import { parseNote } from "@curfew/ledger/note.ts";
 import { NoteError } from "@curfew/ledger/note-error.ts";
 import type { Policy } from "@curfew/ledger/policy.ts";
 import { tilePath } from "@curfew/ledger/tile.ts";
-import { LogBroken, NotALog, readCheckpoint, verifyLog } from "@curfew/ledger/verify-log.ts";
+import { LogBroken, NotALog, readCheckpoint, readUnsigned, verifyLog } from "@curfew/ledger/verify-log.ts";
 import { CommandFailed, exitCode } from "./exit.ts";
 import { type Completeness, openCompleteness, readProducerTrust } from "./log-completeness.ts";
 import { type Format, openBar, printOne, say } from "./output.ts";
@@ -24,7 +24,10 @@ export interface VerifyFlags {
 }
 
 type Integrity = { readonly holds: boolean; readonly file?: string; readonly why: string };
-type Log = Awaited<ReturnType<typeof readCheckpoint>>;
+type Log = Pick<Awaited<ReturnType<typeof readCheckpoint>>, "opened" | "witnesses" | "note"> & {
+  /** No key that was given has signed it: it is believed because the next year's first entry names it. */
+  readonly vouched?: true;
+};
 type Shard = LogShard & { readonly log: Log };
 
 const broken = (error: unknown): Integrity => {
@@ -134,17 +137,19 @@ const inFolder = async <T>(folder: string, work: () => Promise<T>): Promise<T> =
 
 const textOf = ({ holds, file, why }: Integrity) => (holds ? `holds: ${why}` : `BROKEN: ${file}: ${why}`);
 
-const viewOf = ({ opened: { origin, size, root }, witnesses }: Log) => ({
+const viewOf = ({ opened: { origin, size, root }, witnesses, vouched }: Log) => ({
   origin,
   size,
   root: Buffer.from(root).toString("base64"),
   cosigned: witnesses,
+  ...(vouched && { vouched }),
 });
 
 const rowOf = (log: Log) => {
-  const { origin, size, root, cosigned } = viewOf(log);
+  const { origin, size, root, cosigned, vouched } = viewOf(log);
   const by = cosigned.map(({ name }) => name);
-  return { log: origin, entries: String(size), root, ...(by.length > 0 && { cosigned: by }) };
+  const believed = vouched && { signed: "by no key that was given: believed since the next year's log names its end" };
+  return { log: origin, entries: String(size), root, ...(by.length > 0 && { cosigned: by }), ...believed };
 };
 
 const print = (format: Format, logs: readonly Log[], integrity: Integrity, completeness: Completeness | undefined) => {
@@ -164,9 +169,14 @@ const print = (format: Format, logs: readonly Log[], integrity: Integrity, compl
   for (const gap of completeness?.gaps ?? []) say(gap);
 };
 
-const opened = async ({ folder, source }: LogShard, policy: Policy): Promise<Log> => {
+/** `isFollowed`: there is a next year, by whose first entry `judge` holds this one, so that it may have been signed by a key of long ago. */
+const opened = async ({ folder, source }: LogShard, policy: Policy, isFollowed: boolean): Promise<Log> => {
   try {
-    return await inFolder(folder, () => readCheckpoint(source.read, policy));
+    return await inFolder(folder, async () => {
+      const claimed = isFollowed ? await readUnsigned(source.read, policy) : undefined;
+      if (claimed && claimed.opened.size > 0) return { ...claimed, witnesses: [], vouched: true };
+      return await readCheckpoint(source.read, policy);
+    });
   } catch (error) {
     if (error instanceof NotALog)
       throw new CommandFailed(exitCode.unavailable, `${folder || "this"} is no log: ${error.message}`);
@@ -185,7 +195,8 @@ export const verifyLedger = async (found: readonly LogShard[], policy: Policy, f
     print(flags.output, logs(), integrity, undefined);
     throw new CommandFailed(exitCode.no, `integrity is broken: ${integrity.file}: ${integrity.why}`);
   };
-  for (const shard of found) shards.push({ ...shard, log: await opened(shard, policy).catch(fail) });
+  for (const [at, shard] of found.entries())
+    shards.push({ ...shard, log: await opened(shard, policy, at < found.length - 1).catch(fail) });
   const judged = async () => {
     ofSameLog(shards, seen);
     return await judge(shards, seen, trust);

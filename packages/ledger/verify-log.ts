@@ -1,4 +1,5 @@
 import { hash } from "node:crypto";
+import { type OpenedCheckpoint, parseCheckpoint } from "./checkpoint.ts";
 import { CHECKPOINT_PATH } from "./directory.ts";
 import { decodeBundle } from "./entry-bundle.ts";
 import { HASH_BYTES, leafHash, MAX_ENTRY_BYTES, sameHash } from "./hash.ts";
@@ -67,6 +68,24 @@ export const readCheckpoint = async (read: ReadLogFile, policy: Policy): Promise
     throw new LogBroken(CHECKPOINT_PATH, `the policy's quorum has not cosigned it: ${names || "nobody"} has`);
   }
   return { ...verdict, note: Buffer.from(bytes).toString() };
+};
+
+/**
+ * What a log's checkpoint says that no key of `policy` has signed, for whoever is told its text by something that is believed; undefined: one
+ * has. Rejects as `readCheckpoint` does.
+ */
+export const readUnsigned = async (
+  read: ReadLogFile,
+  policy: Policy,
+): Promise<{ readonly opened: OpenedCheckpoint; readonly note: string } | undefined> => {
+  const bytes = await noteIn(read);
+  const { text, signatures } = parseNote(bytes);
+  const isSigned = policy.logs.some(({ key: { name, keyId } }) =>
+    signatures.some((line) => line.name === name && line.keyId === keyId),
+  );
+  if (isSigned) return undefined;
+  const checkpoint = faultOf(CHECKPOINT_PATH, () => parseCheckpoint(text));
+  return { opened: { ...checkpoint, text, signatures: [] }, note: Buffer.from(bytes).toString() };
 };
 
 /** Every file of the tree of `size` leaves, each once all that is under it has come: bundles from left to right, tiles as they fill. */

@@ -13,8 +13,9 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { curfew } from "../../../test/tools/curfew.ts";
 import { reverifyLedger } from "../checks/reverify-ledger.ts";
 import { type BatchDoc, emptyHead, LedgerBroken, type LedgerHead, replayBatch, type Shard } from "../domain.ts";
+import { sealOf } from "../ledger-keys.ts";
 import { restage } from "../rebuild/restage.ts";
-import { clock, growBy, quiet, seal } from "../testing/rig.ts";
+import { clock, growBy, ledgerName, quiet, seal } from "../testing/rig.ts";
 import { openCosigned } from "./cosigned.ts";
 import { openShardFolders, type ShardFiles } from "./shard-files.ts";
 import { publishedSize, publishTiles } from "./tile-log.ts";
@@ -147,6 +148,44 @@ it("does not verify with another old year than the one that the new one follows,
   // Nor with one that is somewhere else.
   symlinkSync(join(dir, "2027"), join(dir, "2026"));
   expect((await curfew("verify", dir, "--key", verifierKeyOf(2026))).err).toMatch(/a folder of it is a link/);
+});
+
+it("verifies by the newest key alone, though another one has signed the old year; not where nothing follows that", async () => {
+  const [one, two] = [1, 2].map(() => generateKeyPairSync("ed25519"));
+  const keyOf = (number: number, pair = one) => ({ number, ...(pair as NonNullable<typeof pair>) });
+  const [first, second] = [
+    { ...keyOf(1), after: -1 },
+    { ...keyOf(2, two), after: sizes.old },
+  ];
+  const old = sealOf(ledgerName, { all: () => [first], follow: () => undefined });
+  const retired = { ...first, privateKey: undefined };
+  const now = sealOf(ledgerName, { all: () => [retired, second], follow: () => undefined });
+  batches = await openBatches();
+  head = await growBy(batches, await growBy(batches, emptyHead, sizes.old, lastDay, old), 200, newYear, now);
+  const stop = new AbortController();
+  const running = publishTiles({ ...partsOf(await openShardFolders(dir, machine)), seal: now }, stop.signal);
+  await expect.poll(() => noteOf(after)?.split("\n")[1], bound).toBe("200");
+  stop.abort();
+  await running;
+  const verify = async (key: string) => {
+    const { code, out } = await curfew("verify", dir, "--key", key, "-o", "json");
+    return { code, ...JSON.parse(out) };
+  };
+  const newest = now.verifierKeyAt(2027, 500);
+  // 3: the uses were made without a producer.
+  expect(await verify(newest)).toMatchObject({
+    code: 3,
+    logs: [{ size: 300, vouched: true }, { size: 200 }],
+    integrity: { holds: true },
+  });
+  expect(await verify(old.verifierKeyAt(2026, 300))).toMatchObject({ code: 1, integrity: { file: "2027/checkpoint" } });
+  const file = join(dir, "2026/checkpoint");
+  const note = readFileSync(file, "utf8");
+  writeFileSync(file, note.replace("\n300\n", "\n299\n"));
+  expect(await verify(newest)).toMatchObject({ code: 1, integrity: { holds: false } });
+  writeFileSync(file, note);
+  rmSync(join(dir, "2027"), { recursive: true });
+  expect(await verify(newest)).toMatchObject({ code: 1, integrity: { file: "2026/checkpoint" } });
 });
 
 describe("a store that was put back", () => {

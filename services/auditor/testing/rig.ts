@@ -207,6 +207,7 @@ export const growBy = async (
   head: LedgerHead,
   count: number,
   sealedAtMs = startedMs,
+  by: LedgerSeal = seal,
 ) => {
   let at = head;
   for (let left = count; left > 0; left -= maxBatchRecords) {
@@ -215,7 +216,7 @@ export const growBy = async (
       const fields = { partition, key, value, headers: Object.entries(headers) };
       return { topic: topicNames.uses, offset: at.size + i, timestampMs: 1_795_000_000_000, ...fields };
     });
-    const batch = makeBatch(at, records, sealedAtMs, seal);
+    const batch = makeBatch(at, records, sealedAtMs, by);
     await batches.insert(batch.doc);
     at = batch.head;
   }
