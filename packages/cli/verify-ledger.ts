@@ -5,7 +5,7 @@ import { decodeLeaf, NoLeaf, type ShardOpening } from "@curfew/ledger/leaf.ts";
 import { parseNote } from "@curfew/ledger/note.ts";
 import { NoteError } from "@curfew/ledger/note-error.ts";
 import type { Policy } from "@curfew/ledger/policy.ts";
-import { tilePath } from "@curfew/ledger/tile.ts";
+import { TILE_WIDTH, tilePath } from "@curfew/ledger/tile.ts";
 import { LogBroken, NotALog, readCheckpoint, readUnsigned, verifyLog } from "@curfew/ledger/verify-log.ts";
 import { CommandFailed, exitCode } from "./exit.ts";
 import { type Completeness, openCompleteness, readProducerTrust } from "./log-completeness.ts";
@@ -88,7 +88,8 @@ const judge = async (
 
   const follows = ({ folder, log }: Shard, entry: Uint8Array | undefined): void => {
     const opening = openingIn(entry);
-    const file = `${folder}${tilePath({ level: "entries", index: 0, width: Math.min(log.opened.size, 256) })}`;
+    const width = Math.min(log.opened.size, TILE_WIDTH);
+    const file = `${folder}${width > 0 ? tilePath({ level: "entries", index: 0, width }) : CHECKPOINT_PATH}`;
     if (!before && opening && folder !== "")
       throw new LogBroken(file, `it follows ${opening.first} entries of years before it, which are not here`);
     if (!before && opening)

@@ -53,6 +53,7 @@ const misuse = new Set([2, 9, 14, 22, 85, 86, 10334, 17280, 17419]);
 /** InvalidOptions, CommandNotSupported, NotAReplicaSet, NotImplemented: answers to a read concern that the server does not have. */
 const noLinearizable = new Set([72, 115, 123, 238]);
 const duplicateKey = 11_000;
+const namespaceExists = 48;
 
 /**
  * A document store on a MongoDB-protocol server: writes are journalled by a majority, reads see majority-committed data. Does not
@@ -91,6 +92,7 @@ export const openMongoStore = async ({ url, database, tls }: MongoStoreOptions):
     },
     async ping() {
       await connection.run((db) => db.command({ ping: 1 }));
+      await connection.prepareAll();
     },
     close: () => connection.close(),
   };
@@ -148,21 +150,36 @@ class Connection {
     }
   }
 
-  /** Makes the indexes before the first operation, not at opening: a server that is down then must not keep a service from starting. */
+  /** Before the first operation at the latest, not at opening: a server that is down then must not keep a service from starting. */
   inCollection<T>(name: string, operation: (documents: MongoCollection<Doc>) => Promise<T>): Promise<T> {
     return this.run(async (db) => {
-      const documents = db.collection<Doc>(name);
-      for (const field of this.#indexed.get(name) ?? []) {
-        const key = `${name}/${field}`;
-        // One field only: an index over `_id` as well would hold every document, sparse or not.
-        const made = this.#made.get(key) ?? documents.createIndex({ [field]: 1 }, { sparse: true });
-        this.#made.set(key, made);
-        await made.catch((error: unknown) => {
-          this.#made.delete(key);
-          throw error;
-        });
-      }
-      return operation(documents);
+      await this.#prepare(db, name);
+      return operation(db.collection<Doc>(name));
+    });
+  }
+
+  /**
+   * All collections that were asked for. Done while a service is not ready yet: a server that is killed while it makes one (FerretDB) may be
+   * left with one that takes no document any more, and then it should not be in the middle of a command.
+   */
+  async prepareAll(): Promise<void> {
+    for (const name of this.#indexed.keys()) await this.run((db) => this.#prepare(db, name));
+  }
+
+  /** The collection, then its indexes. */
+  async #prepare(db: Db, name: string): Promise<void> {
+    await this.#once(name, () => created(db, name));
+    // One field only: an index over `_id` as well would hold every document, sparse or not.
+    for (const field of this.#indexed.get(name) ?? [])
+      await this.#once(`${name}/${field}`, () => db.collection(name).createIndex({ [field]: 1 }, { sparse: true }));
+  }
+
+  async #once(key: string, make: () => Promise<unknown>): Promise<void> {
+    const made = this.#made.get(key) ?? make();
+    this.#made.set(key, made);
+    await made.catch((error: unknown) => {
+      this.#made.delete(key);
+      throw error;
     });
   }
 
@@ -172,6 +189,14 @@ class Connection {
     await client?.close();
   }
 }
+
+const created = async (db: Db, name: string): Promise<void> => {
+  try {
+    await db.createCollection(name);
+  } catch (error) {
+    if (!(error instanceof MongoServerError && error.code === namespaceExists)) throw error;
+  }
+};
 
 type Shape = Pick<Find, "limit" | "order">;
 

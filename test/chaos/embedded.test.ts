@@ -14,7 +14,7 @@ import { type Evidence, openEvidence, sqliteBus } from "./evidence.ts";
 import { openStage, policy, type Stage } from "./stage.ts";
 
 const runs = 10;
-const firstSeed = Number(process.env.CURFEW_TEST_SEED ?? randomInt(2 ** 31));
+const firstSeed = Number(process.env.TEST_SEED ?? randomInt(2 ** 31));
 const readyLimitMs = 60_000;
 /** Opens a case, and pages. */
 const isAlarm = /^curfew\.evidence-(gap|drift)\.found\./;

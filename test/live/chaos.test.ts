@@ -18,7 +18,7 @@ const victims: readonly (readonly [name: string, relevant?: readonly Kind[]])[] 
   ["database"],
 ];
 const runs = 12;
-const firstSeed = Number(process.env.CURFEW_TEST_SEED ?? randomInt(2 ** 31));
+const firstSeed = Number(process.env.TEST_SEED ?? randomInt(2 ** 31));
 /** See `openLoad`. */
 const pace = 12;
 
@@ -42,7 +42,7 @@ describe.each(halves)("services as processes, half $half", (half) => {
   let scene: Scene;
 
   beforeAll(async () => {
-    console.log(`CURFEW_TEST_SEED=${firstSeed}`);
+    console.log(`TEST_SEED=${firstSeed}`);
     scene = await openScene();
   });
   afterAll(async () => {

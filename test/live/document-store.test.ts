@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { documentStoreContract } from "@curfew/document-store/contract.ts";
 import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import { type DocumentStore, StoreUnavailable } from "@curfew/document-store/port.ts";
+import { MongoClient } from "mongodb";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { type FerretServer, startFerret } from "../../deploy/dev/servers.ts";
 
@@ -27,6 +28,30 @@ documentStoreContract("a MongoDB-protocol server", async () => {
     },
     close: () => store.close(),
   };
+});
+
+it("has every collection, with its indexes, once it has answered a ping: none is made in the middle of a command", async () => {
+  const database = `made-${randomUUID()}`;
+  const store = await openMongoStore({ url, database });
+  const client = new MongoClient(url);
+  try {
+    await store.collection("plain");
+    await store.collection("indexed", { indexes: ["field"] });
+    await store.ping();
+    await store.ping();
+    const db = client.db(database);
+    expect((await db.listCollections().toArray()).map(({ name }) => name).sort()).toEqual(["indexed", "plain"]);
+    expect((await db.collection("indexed").indexes()).map(({ key }) => Object.keys(key))).toEqual([["_id"], ["field"]]);
+    // Another process finds them there.
+    const other = await openMongoStore({ url, database });
+    const same = await other.collection("plain");
+    await other.ping();
+    expect(await same.insert({ _id: "a" })).toBe("inserted");
+    await other.close();
+  } finally {
+    await client.close();
+    await store.close();
+  }
 });
 
 describe("a MongoDB-protocol server that is killed", () => {

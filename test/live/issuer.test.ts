@@ -27,7 +27,7 @@ import { type FerretServer, type KafkaServer, startFerret, startKafka } from "..
 const trustDomain = "test.example";
 const hourMs = 3_600_000;
 const callers = 64;
-const seed = Number(process.env.CURFEW_TEST_SEED ?? randomInt(2 ** 31));
+const seed = Number(process.env.TEST_SEED ?? randomInt(2 ** 31));
 const policy = `
 rules:
   - name: anything
@@ -116,7 +116,7 @@ describe("two issuers on a real broker and a real database", () => {
   });
 
   test("lose nothing that was acknowledged when one of them, the broker and the database are killed in turn", async () => {
-    console.log(`CURFEW_TEST_SEED=${seed}`);
+    console.log(`TEST_SEED=${seed}`);
     const random = seededRandom(seed);
     const admin = await client("person/ada", ports[0] as number);
     const publish = () => admin.publishPolicy({ requestId: randomUUID(), policy: "tokens", document: policy });
