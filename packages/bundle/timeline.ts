@@ -115,7 +115,7 @@ export interface TimelineStamp {
 
 const stampText = ({ range }: Facts, stamp: TimelineStamp | undefined): string => {
   if (!stamp) return "none in this bundle";
-  const some = stamp.size < range.end ? `; those from leaf ${stamp.size} on are newer than it` : "";
+  const some = stamp.size < range.end ? `; those from leaf ${stamp.size} on are not bounded by it` : "";
   const which = some && ` before leaf ${stamp.size}`;
   const time = new Date(stamp.timeMs).toISOString();
   return `${time}: the entries${which} existed before that, says a time-stamp authority${some}`;
