@@ -31,14 +31,14 @@ const plan = () => {
   });
 };
 
-/** Each half has a suite of its own: the database used here searches whole collections, so none may get large. */
+/** Each part has a suite of its own: the database used here searches whole collections, so none may get large. */
 const attacks = plan();
-const halves = [
-  { half: 1, attacks: attacks.slice(0, runs / 2) },
-  { half: 2, attacks: attacks.slice(runs / 2) },
-];
+const perPart = 3;
+const parts = Array.from({ length: runs / perPart }, (_, i) => {
+  return { part: i + 1, attacks: attacks.slice(i * perPart, (i + 1) * perPart) };
+});
 
-describe.each(halves)("services as processes, half $half", (half) => {
+describe.each(parts)("services as processes, part $part", (part) => {
   let scene: Scene;
 
   beforeAll(async () => {
@@ -50,7 +50,7 @@ describe.each(halves)("services as processes, half $half", (half) => {
   });
 
   const name = "lose nothing that was acknowledged: $victim killed, seed $seed";
-  test.for(half.attacks)(name, { timeout: 300_000 }, async ({ victim, relevant, seed }) => {
+  test.for(part.attacks)(name, { timeout: 300_000 }, async ({ victim, relevant, seed }) => {
     const { suite, cast, evidence } = scene;
     const servers: Readonly<Record<string, Pick<ServiceProcess, "kill" | "restart">>> = {
       broker: suite.kafka,
