@@ -6,6 +6,7 @@ import { parsePaging } from "@curfew/breach-notifier/paging.ts";
 import { applyTopics } from "@curfew/event-log/topics.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
+import { ConfigError } from "@curfew/runtime/config.ts";
 import { openLog } from "@curfew/runtime/log.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { onShutdown } from "@curfew/runtime/shutdown.ts";
@@ -93,4 +94,11 @@ const main = async () => {
   else await identities.close();
 };
 
-if (import.meta.main) await main();
+if (import.meta.main)
+  await main().catch((error: Error & { code?: string }) => {
+    const mistaken = error instanceof ConfigError || error.code?.startsWith("ERR_PARSE_ARGS");
+    if (!mistaken) throw error;
+    const problems = error instanceof ConfigError ? error.problems : [error.message];
+    process.stderr.write(`cannot prepare:\n${problems.map((problem) => `  ${problem}\n`).join("")}`);
+    process.exitCode = 2;
+  });

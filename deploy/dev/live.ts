@@ -6,6 +6,7 @@ import { ConfigError } from "@curfew/runtime/config.ts";
 import { DirectoryInUse, NotPrivate } from "@curfew/runtime/exclusive.ts";
 import { openLog } from "@curfew/runtime/log.ts";
 import { onShutdown, type ShutdownStep } from "@curfew/runtime/shutdown.ts";
+import { dataDirectoryProblem } from "../embedded/options.ts";
 import { configFileOf } from "../embedded/suite.ts";
 import { readSuiteConfig } from "../embedded/suite-config.ts";
 import { openLiveSuite } from "./live-suite.ts";
@@ -19,19 +20,36 @@ const refuse = (problems: readonly string[]): never => {
   process.exit(2);
 };
 
+/** Options, configuration and what this machine lacks, with every mistake at once. */
+const readSettings = () => {
+  const problems = [kafkaAvailable(), ferretAvailable()].flatMap((found) => (found.ok ? [] : [found.why]));
+  let values: { readonly data?: string; readonly config?: string } = {};
+  try {
+    values = parseArgs({ options: { data: { type: "string" }, config: { type: "string" } } }).values;
+  } catch (error) {
+    problems.push(`${(error as Error).message}\n  npm run live -- [--data DIR] [--config FILE]`);
+  }
+  const dataDir = resolve(values.data ?? ".curfew-live");
+  const unusable = dataDirectoryProblem(dataDir);
+  if (unusable) problems.push(unusable);
+  if (unusable && values.config === undefined) return refuse(problems);
+  const sample = () => readFileSync(new URL("../embedded/curfew.yaml", import.meta.url), "utf8");
+  try {
+    const file = values.config === undefined ? configFileOf(dataDir, sample) : resolve(values.config);
+    const config = readSuiteConfig(file, parsePaging);
+    return problems.length > 0 ? refuse(problems) : { dataDir, config };
+  } catch (error) {
+    if (error instanceof ConfigError) return refuse([...problems, ...error.problems]);
+    throw error;
+  }
+};
+
 const main = async () => {
-  const { values } = parseArgs({
-    options: { data: { type: "string", default: ".curfew-live" }, config: { type: "string" } },
-  });
-  const dataDir = resolve(values.data);
-  const lacking = [kafkaAvailable(), ferretAvailable()].flatMap((found) => (found.ok ? [] : [found.why]));
-  if (lacking.length > 0) refuse(lacking);
+  const { dataDir, config } = readSettings();
   const log = openLog({ service: "live", level: "warn" });
   const steps: ShutdownStep[] = [];
   onShutdown(steps, { graceMs, log });
   try {
-    const sample = () => readFileSync(new URL("../embedded/curfew.yaml", import.meta.url), "utf8");
-    const config = readSuiteConfig(values.config ? resolve(values.config) : configFileOf(dataDir, sample), parsePaging);
     const say = (line: string) => process.stdout.write(`${line}\n`);
     const suite = await openLiveSuite({ dataDir, config, log, say });
     steps.push({ name: "suite", close: () => suite.close() });
@@ -43,7 +61,6 @@ const main = async () => {
     );
     say("ready");
   } catch (error) {
-    if (error instanceof ConfigError) refuse(error.problems);
     if (error instanceof DirectoryInUse || error instanceof NotPrivate) refuse([error.message]);
     log.error({ err: error }, "cannot go on");
     process.exit(1);

@@ -14,7 +14,8 @@ import { dataDirectoryProblem, readOptions, usage } from "./options.ts";
 import { configFileOf, openSuite, type Suite } from "./suite.ts";
 import { readSuiteConfig } from "./suite-config.ts";
 
-const graceMs = 8_000;
+/** Ctrl-C stops it within these. */
+const graceMs = 5_000;
 
 const refuse = (problems: readonly string[]): never => {
   process.stderr.write(`curfew cannot start:\n${problems.map((p) => `  ${p}\n`).join("")}`);
@@ -29,7 +30,9 @@ const readSettings = () => {
     process.exit(0);
   }
   const unusable = dataDirectoryProblem(options.dataDir);
-  if (unusable) return refuse([...problems, unusable]);
+  if (unusable) problems.push(unusable);
+  // Which is where it would stand.
+  if (unusable && !options.configFile) return refuse(problems);
   const sample = () => readFileSync(new URL("./curfew.yaml", import.meta.url), "utf8");
   try {
     const configFile = options.configFile ?? configFileOf(options.dataDir, sample);

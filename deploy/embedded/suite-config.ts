@@ -1,8 +1,7 @@
-import { readFileSync } from "node:fs";
 import { type ErasureSettings, parsePersonalData } from "@curfew/auditor/people/erasure-settings.ts";
 import { parseTimestamps, type Timestamping } from "@curfew/auditor/public-log/timestamp-settings.ts";
 import { parseWitnesses, type Witnessing } from "@curfew/auditor/public-log/witness-settings.ts";
-import { ConfigError } from "@curfew/runtime/config.ts";
+import { ConfigError, readConfigText } from "@curfew/runtime/config.ts";
 import { type Organisation, parseOrganisation } from "@curfew/runtime/organisation.ts";
 import { parseDocument, stringify } from "yaml";
 
@@ -50,13 +49,7 @@ const auditorEnvironment = (top: Readonly<Record<string, unknown>>): Record<stri
 
 /** Reads curfew.yaml. Throws ConfigError with every mistake at once; `checkPaging` adds those of the paging section. */
 export const readSuiteConfig = (file: string, checkPaging: (yaml: string) => unknown): SuiteConfig => {
-  let text: string;
-  try {
-    text = readFileSync(file, "utf8");
-  } catch {
-    throw new ConfigError([`${file} cannot be read: name a YAML file with --config, or leave it out`]);
-  }
-  const document = parseDocument(text, { uniqueKeys: true });
+  const document = parseDocument(readConfigText(file), { uniqueKeys: true });
   const inFile = (problem: string) => `${file}: ${problem}`;
   // The first line alone: what follows shows the text, which may hold a secret in the wrong place.
   if (document.errors.length > 0)

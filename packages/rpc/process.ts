@@ -27,6 +27,7 @@ import {
   type Spec,
   string,
 } from "@curfew/runtime/config.ts";
+import { assertPrivate, NotPrivate } from "@curfew/runtime/exclusive.ts";
 import { type Log, openLog } from "@curfew/runtime/log.ts";
 import { type Organisation, parseOrganisation } from "@curfew/runtime/organisation.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
@@ -114,6 +115,8 @@ export interface ServiceProgram<S extends Spec> {
   readonly spec: S;
   /** process.env. */
   readonly env: Readonly<Record<string, string | undefined>>;
+  /** Mistakes in how settings go together, of what could be read. */
+  readonly check?: (given: Partial<Config<S>>) => readonly string[];
   /** Composes the service. What it opens besides (further stores) it closes with the service. */
   readonly open: (parts: ServiceParts, config: Config<S> & CommonConfig) => Promise<RunningService>;
 }
@@ -123,8 +126,9 @@ const readIdentity = (dir: string): IssuedCertificate => ({
   keyPem: readFileSync(join(dir, "key.pem"), "utf8"),
 });
 
-/** What is wrong with certificate, key and authority, together. */
-const identityProblems = (name: string, config: CommonConfig): string[] => {
+/** What is wrong with certificate, key, authority and the directory of keys, as far as they are named. */
+const identityProblems = (name: string, config: Partial<CommonConfig>): string[] => {
+  const { identityDir, trustDomain, caFile, keysDir } = config;
   const problems: string[] = [];
   const check = (what: string, test: () => boolean) => {
     try {
@@ -133,18 +137,26 @@ const identityProblems = (name: string, config: CommonConfig): string[] => {
       problems.push(what);
     }
   };
-  const read = () => readIdentity(config.identityDir);
-  check(`CURFEW_IDENTITY_DIR must hold cert.pem of spiffe://${config.trustDomain}/service/${name}`, () => {
-    const caller = callerOfNames(new X509Certificate(read().certPem).subjectAltName, config.trustDomain);
-    return caller?.kind === "service" && caller.name === name;
-  });
-  check("CURFEW_IDENTITY_DIR must hold key.pem, the key of cert.pem", () =>
-    new X509Certificate(read().certPem).checkPrivateKey(createPrivateKey(read().keyPem)),
-  );
-  check(
-    "CURFEW_CA_FILE must hold the PEM of a certificate authority",
-    () => new X509Certificate(readFileSync(config.caFile)).ca,
-  );
+  if (identityDir && trustDomain)
+    check(`CURFEW_IDENTITY_DIR must hold cert.pem of spiffe://${trustDomain}/service/${name}`, () => {
+      const caller = callerOfNames(new X509Certificate(readIdentity(identityDir).certPem).subjectAltName, trustDomain);
+      return caller?.kind === "service" && caller.name === name;
+    });
+  if (identityDir)
+    check("CURFEW_IDENTITY_DIR must hold key.pem, the key of cert.pem", () => {
+      const { certPem, keyPem } = readIdentity(identityDir);
+      return new X509Certificate(certPem).checkPrivateKey(createPrivateKey(keyPem));
+    });
+  if (caFile)
+    check("CURFEW_CA_FILE must hold the PEM of a certificate authority", () => {
+      return new X509Certificate(readFileSync(caFile)).ca;
+    });
+  try {
+    if (keysDir) assertPrivate(keysDir);
+  } catch (error) {
+    if (!(error instanceof NotPrivate)) throw error;
+    problems.push(`CURFEW_KEYS_DIR: ${error.message}`);
+  }
   return problems;
 };
 
@@ -260,11 +272,18 @@ const complain = (name: string, problems: readonly string[]): never => {
   process.exit(2);
 };
 
-const configOf = <S extends Spec>({ name, spec, env }: ServiceProgram<S>): Config<S> & CommonConfig => {
+const configOf = <S extends Spec>(program: ServiceProgram<S>): Config<S> & CommonConfig => {
+  const { name, spec, env } = program;
+  const check = (given: Partial<Config<S> & CommonConfig>) => [
+    ...identityProblems(name, given),
+    ...(program.check?.(given) ?? []),
+  ];
   try {
-    const config = readConfig(env, { ...commonSpec(name), ...spec }) as unknown as Config<S> & CommonConfig;
-    const problems = identityProblems(name, config);
-    return problems.length > 0 ? complain(name, problems) : config;
+    return readConfig<Spec>(
+      env,
+      { ...commonSpec(name), ...spec },
+      { check: check as (given: object) => string[] },
+    ) as Config<S> & CommonConfig;
   } catch (error) {
     if (error instanceof ConfigError) return complain(name, error.problems);
     throw error;

@@ -159,6 +159,21 @@ test("a file is YAML or JSON; a broken, missing or huge one is a mistake that na
   writeFileSync(file, "#".repeat(1024 * 1024 + 1));
   expect(problemsOf(() => config.readConfigFile(file))[0]).toContain("larger than 1 MB");
   expect(problemsOf(() => config.readConfigFile(join(dir, "absent")))[0]).toContain("ENOENT");
+  for (const endless of ["/dev/zero", dir])
+    expect(problemsOf(() => config.readConfigFile(endless))).toEqual([
+      `${endless} cannot be read: it is no plain file`,
+    ]);
+});
+
+test("how settings go together is looked at in what could be read, and its mistakes join the others", () => {
+  const two = { a: config.integer({ about: "", min: 0, max: 9 }), b: config.integer({ about: "", min: 0, max: 9 }) };
+  const check = (given: { readonly a?: number; readonly b?: number }) =>
+    (given.a ?? 0) > (given.b ?? 9) ? ["CURFEW_A must not be above CURFEW_B"] : [];
+  const together = (a: string, b: string) => () => config.readConfig({ CURFEW_A: a, CURFEW_B: b }, two, { check });
+  expect(together("1", "2")()).toEqual({ a: 1, b: 2 });
+  expect(problemsOf(together("2", "1"))).toEqual(["CURFEW_A must not be above CURFEW_B"]);
+  expect(problemsOf(together("2", "x"))).toEqual([expect.stringContaining("CURFEW_B must be")]);
+  expect(problemsOf(() => config.readConfig({ CURFEW_A: "x" }, two, { check: () => ["together"] }))).toHaveLength(3);
 });
 
 test("structured values come from the file only, and their mistakes join the others", () => {

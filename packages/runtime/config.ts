@@ -198,6 +198,14 @@ const didYouMean = (name: string, known: readonly string[]): string => {
     : "is not a setting";
 };
 
+/** Where and how else settings are read and looked at; see `readConfig`. */
+export interface ReadOptions<S extends Spec> {
+  readonly file?: Readonly<Record<string, unknown>>;
+  readonly alsoKnown?: readonly string[];
+  /** Mistakes in how settings go together, of what could be read: told with all the others. */
+  readonly check?: (given: Partial<Config<S>>) => readonly string[];
+}
+
 /**
  * Reads every setting of `spec`: the environment wins over `file`. Unknown file keys and unknown `CURFEW_*` variables are
  * mistakes, except the variables named in `alsoKnown` (another reader's). Throws ConfigError with all mistakes.
@@ -205,7 +213,7 @@ const didYouMean = (name: string, known: readonly string[]): string => {
 export const readConfig = <const S extends Spec>(
   env: Readonly<Record<string, string | undefined>>,
   spec: S,
-  options: { readonly file?: Readonly<Record<string, unknown>>; readonly alsoKnown?: readonly string[] } = {},
+  options: ReadOptions<S> = {},
 ): Config<S> => {
   const file = options.file ?? {};
   const problems: string[] = [];
@@ -231,6 +239,7 @@ export const readConfig = <const S extends Spec>(
     if (name.startsWith("CURFEW_") && !names.includes(name)) problems.push(`${name} ${didYouMean(name, names)}`);
   for (const key of Object.keys(file))
     if (!Object.hasOwn(spec, key)) problems.push(`${key} (in the file) ${didYouMean(key, Object.keys(spec))}`);
+  problems.push(...(options.check?.(values as Partial<Config<S>>) ?? []));
   if (problems.length > 0) throw new ConfigError(problems);
   return freeze(values) as Config<S>;
 };
@@ -244,16 +253,22 @@ const freeze = <T>(value: T): T => {
   return value;
 };
 
-/** Reads a JSON or YAML file (JSON is YAML) of at most 1 MB whose top level is a mapping. Throws ConfigError, never with content. */
-export const readConfigFile = (file: string): Readonly<Record<string, unknown>> => {
-  let text: string;
+/** Reads a file of at most 1 MB; a device has no end, so a plain file. Throws ConfigError, never with content. */
+export const readConfigText = (file: string): string => {
   try {
-    if (statSync(file).size > maxConfigFileBytes) throw new ConfigError([`${file} is larger than 1 MB`]);
-    text = readFileSync(file, "utf8");
+    const stat = statSync(file);
+    if (!stat.isFile()) throw new ConfigError([`${file} cannot be read: it is no plain file`]);
+    if (stat.size > maxConfigFileBytes) throw new ConfigError([`${file} is larger than 1 MB`]);
+    return readFileSync(file, "utf8");
   } catch (e) {
     if (e instanceof ConfigError) throw e;
     throw new ConfigError([`${file} cannot be read: ${(e as NodeJS.ErrnoException).code ?? "unknown"}`]);
   }
+};
+
+/** Reads a JSON or YAML file (JSON is YAML) whose top level is a mapping. Throws ConfigError, never with content. */
+export const readConfigFile = (file: string): Readonly<Record<string, unknown>> => {
+  const text = readConfigText(file);
   let value: unknown;
   try {
     value = parseYaml(text, { prettyErrors: false, maxAliasCount: 100 });

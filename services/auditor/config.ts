@@ -1,4 +1,4 @@
-import { address, ConfigError, integer, oneOf, optional, path, string } from "@curfew/runtime/config.ts";
+import { address, integer, oneOf, optional, path, string } from "@curfew/runtime/config.ts";
 import { backupDays, epochDays } from "./people/erasure-settings.ts";
 import { ledgerBucketFile } from "./public-log/bucket-settings.ts";
 import { tsaAllow, tsaCaFile, tsaUrl } from "./public-log/timestamp-settings.ts";
@@ -72,8 +72,8 @@ export const auditorSpec = {
   tsaAllow,
 } as const;
 
-/** Throws ConfigError where settings do not go together. */
-export const checkLedger = (given: {
+/** Where settings do not go together. */
+export const ledgerProblems = (given: {
   readonly ledgerDir?: unknown;
   readonly ledgerBucketFile?: unknown;
   readonly ledgerListen?: unknown;
@@ -81,7 +81,7 @@ export const checkLedger = (given: {
   readonly tsaUrl?: unknown;
   readonly tsaCaFile?: unknown;
   readonly rebuild?: unknown;
-}): void => {
+}): string[] => {
   const problems: string[] = [];
   if (given.ledgerDir && given.ledgerBucketFile)
     problems.push("CURFEW_LEDGER_DIR and CURFEW_LEDGER_BUCKET_FILE are both given: the files have one place");
@@ -94,7 +94,7 @@ export const checkLedger = (given: {
     if (given.witnessPolicyFile) needs("CURFEW_WITNESS_POLICY_FILE", "whose checkpoint is cosigned");
     if (given.rebuild === "files") needs("CURFEW_REBUILD=files", "from which it builds");
   }
-  if (problems.length > 0) throw new ConfigError(problems);
+  return problems;
 };
 
 /** The environment, read here and in main only. */

@@ -3,7 +3,7 @@ import { openMongoStore } from "@curfew/document-store/mongo.ts";
 import { openEpochs } from "@curfew/event-log/epochs.ts";
 import { openPersonalStore } from "@curfew/personal-data/personal-store.ts";
 import { runService } from "@curfew/rpc/process.ts";
-import { auditorSpec, checkLedger, environment } from "./config.ts";
+import { auditorSpec, environment, ledgerProblems } from "./config.ts";
 import { erasureSettings } from "./people/erasure-settings.ts";
 import { openLedgerBucket } from "./public-log/bucket-settings.ts";
 import { openShardFolders } from "./public-log/shard-files.ts";
@@ -14,8 +14,8 @@ await runService({
   name: "auditor",
   spec: auditorSpec,
   env: environment,
+  check: ledgerProblems,
   open: async (parts, config) => {
-    checkLedger(config);
     const { mongoUrl, mongoTls, producersDatabase, caFile, identityDir } = config;
     const { ledgerOrigin, ledgerDir, ledgerListen, minInsync, reverifyPerSecond } = config;
     const { witnessPolicyFile, witnessAllow, tsaUrl, tsaCaFile, tsaAllow } = config;

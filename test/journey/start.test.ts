@@ -190,6 +190,12 @@ describe("npm start", { timeout: 120_000 }, () => {
 });
 
 describe("a bad configuration", { timeout: 60_000 }, () => {
+  const write = (name: string, text: string) => {
+    const file = join(dir, name);
+    writeFileSync(file, text);
+    return file;
+  };
+
   test("all mistakes of options, environment and file are told at once", async () => {
     const config = join(dir, "bad.yaml");
     writeFileSync(
@@ -218,6 +224,7 @@ paging: { targets: [{ name: x, channel: pigeon }] }
   test.each([
     ["is not there", () => "/nowhere/curfew.yaml", /curfew\.yaml cannot be read/],
     ["is a directory", () => dir, /cannot be read/],
+    ["has no end", () => "/dev/zero", /\/dev\/zero cannot be read: it is no plain file/],
     ["is no YAML", () => write("no.yaml", "a: [1\nb: }"), /no\.yaml/],
     ["holds no settings", () => write("list.yaml", "- 1\n"), /list\.yaml/],
   ])("a configuration file that %s", async (_, file, complaint) => {
@@ -225,11 +232,6 @@ paging: { targets: [{ name: x, channel: pigeon }] }
     expect(code).toBe(2);
     expect(err).toMatch(complaint);
   });
-  const write = (name: string, text: string) => {
-    const file = join(dir, name);
-    writeFileSync(file, text);
-    return file;
-  };
 
   test("keys that others can read", async () => {
     const keys = join(dir, "keys");
@@ -253,11 +255,12 @@ paging: { targets: [{ name: x, channel: pigeon }] }
     await startReady(); // and nothing of the failed start stands in the way
   });
 
-  test("a data directory that is a file", async () => {
+  test("a data directory that is a file, told with what is wrong in the configuration", async () => {
     writeFileSync(data(), "");
-    const { code, err } = await refusal(start());
+    const { code, err } = await refusal(start({ args: ["--config", write("red.yaml", "colour: red\n")] }));
     expect(code).toBe(2);
-    expect(err).toContain(data());
+    for (const mistake of [data(), "colour", "trust_domain"]) expect(err).toContain(mistake);
+    expect((await refusal(start())).code).toBe(2);
   });
 
   test.each(["", "used before"])("a data directory that cannot be written to %s", async (used) => {
@@ -275,22 +278,46 @@ paging: { targets: [{ name: x, channel: pigeon }] }
   test.each(["issuer", "verifier", "revocation", "auditor", "breach-notifier"])(
     "%s as a process of its own names every mistake, and needs neither broker nor database for that",
     async (service) => {
+      const keys = join(dir, "keys");
+      mkdirSync(keys);
+      chmodSync(keys, 0o755);
       const env = {
         CURFEW_MONGO_URL: "postgres://x",
         CURFEW_LISTEN: "nowhere",
         CURFEW_LOG_LEVEL: "loud",
         CURFEW_COLOUR: "red",
+        CURFEW_CA_FILE: write("ca.pem", "no PEM"),
+        CURFEW_IDENTITY_DIR: dir,
+        CURFEW_KEYS_DIR: keys,
       };
-      const { code, err } = await refusal(keep(startProgram(`services/${service}/main.ts`, [], { env })));
+      // How settings go together is told with the rest.
+      const together = { CURFEW_TSA_URL: "https://tsa.example/", CURFEW_REBUILD: "files" };
+      const given = service === "auditor" ? { ...env, ...together } : env;
+      const { code, err } = await refusal(keep(startProgram(`services/${service}/main.ts`, [], { env: given })));
       expect(code).toBe(2);
       for (const name of [
-        ...Object.keys(env),
+        ...Object.keys(given),
         "CURFEW_KAFKA_BROKERS is required",
-        "CURFEW_KEYS_DIR is required",
-        "CURFEW_CA_FILE is required",
+        "CURFEW_TRUST_DOMAIN is required",
+        "CURFEW_IDENTITY_DIR must hold key.pem",
+        `${keys} is open wider than 0700`,
       ])
         expect(err).toContain(name);
+      if (service === "auditor") expect(err).toContain("CURFEW_TSA_URL and CURFEW_TSA_CA_FILE come together");
       expect(err).not.toContain("postgres");
     },
   );
+
+  test.each([
+    ["npm run live", "deploy/dev/live.ts"],
+    ["the preparation of containers", "deploy/prepare.ts"],
+  ])("%s says what is wrong, without a stack", async (_, file) => {
+    const args = ["--data", data(), "--config", write("red.yaml", "colour: red\n")];
+    const { code, err } = await refusal(keep(startProgram(file, args)));
+    expect(code).toBe(2);
+    for (const mistake of ["colour", "trust_domain"]) expect(err).toContain(mistake);
+    const mistyped = await refusal(keep(startProgram(file, ["--data", data(), "--prot", "1"])));
+    expect(mistyped.code).toBe(2);
+    expect(mistyped.err).toContain("--prot");
+  });
 });
