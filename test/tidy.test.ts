@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { describe, expect, it } from "vitest";
 
-/** The house rules (README "Rules of the house"), executed. Each failure names the file and what to do. */
+/** The house rules, executed. Each failure names the file and the line. */
 const root = join(import.meta.dirname, "..");
 const tracked = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard"], {
   cwd: root,
@@ -44,7 +44,7 @@ describe("house rules", () => {
     const pure =
       /^(\.\.?\/|@curfew\/(contracts|decider|token-format|ledger)\/|@bufbuild\/protobuf|node:(crypto|assert))/;
     const found = product
-      .filter((file) => /^services\/[^/]+\/domain(\.ts|\/)/.test(file))
+      .filter((file) => /^services\/([^/]+\/domain(\.ts|\/)|verifier\/(decide|fold)\.ts)/.test(file))
       .flatMap((file) =>
         [...source(file).matchAll(/from "([^"]+)"/g)]
           .map((m) => m[1] as string)
@@ -78,10 +78,25 @@ describe("house rules", () => {
   });
 
   it("services have the same face", () => {
-    for (const service of ["issuer", "verifier", "revocation", "auditor", "breach-notifier"]) {
-      const names = product.filter((f) => f.startsWith(`services/${service}/`)).map((f) => f.split("/")[2]);
-      expect(names, service).toEqual(expect.arrayContaining(["grpc.ts", "service.ts", "config.ts", "main.ts"]));
-    }
+    const face = ["domain", "grpc", "reactions", "projections", "service", "config", "main"].map(
+      (name) => `${name}.ts`,
+    );
+    // The verifier commands nothing and reacts to nothing: it decides (decide.ts) on what it has folded (fold.ts), in memory alone.
+    const absent: Readonly<Record<string, readonly string[]>> = {
+      verifier: ["domain.ts", "reactions.ts", "projections.ts"],
+    };
+    const services = [...new Set(product.flatMap((file) => /^services\/([^/]+)\//.exec(file)?.[1] ?? []))];
+    expect(services.length).toBeGreaterThanOrEqual(5);
+    for (const service of services)
+      expect(
+        face.filter((name) => !product.includes(`services/${service}/${name}`)),
+        service,
+      ).toEqual(absent[service] ?? []);
+  });
+
+  it("what is traced and measured is named in one module, which alone knows OpenTelemetry", () => {
+    const found = product.filter((file) => /from "@opentelemetry\//.test(source(file)));
+    expect(found.sort()).toEqual(["packages/runtime/log.ts", "packages/runtime/telemetry.ts"]);
   });
 
   it("files stay under 400 lines (Biome counts those of functions)", () => {

@@ -4,6 +4,7 @@ import {
   context,
   INVALID_SPAN_CONTEXT,
   isSpanContextValid,
+  metrics,
   ProxyTracerProvider,
   ROOT_CONTEXT,
   type Span,
@@ -16,7 +17,7 @@ import {
 import type { Random } from "./random.ts";
 
 /**
- * Every span and attribute name of Curfew, after the OpenTelemetry semantic conventions 1.45 (`rpc.*`, `messaging.*`, `kafka.*`,
+ * Every span, attribute and metric name of Curfew, after the OpenTelemetry semantic conventions 1.45 (`rpc.*`, `messaging.*`, `kafka.*`,
  * `db.*`, `http.*`); what they do not cover is `curfew.*`. No attribute may carry a secret, a person or a record's content.
  */
 export const attribute = {
@@ -67,6 +68,16 @@ export const span = {
   consume: (topic: string): SpanName => ({ name: `process ${topic}`, kind: SpanKind.CONSUMER }),
   reaction: (name: string): SpanName => ({ name: `react ${name}`, kind: SpanKind.INTERNAL }),
   page: (channel: string): SpanName => ({ name: `page ${channel}`, kind: SpanKind.CLIENT }),
+} as const;
+
+/** What the auditor measures of the evidence, once a second. */
+export const gauge = {
+  /** By `verdict`: 1 holds, 0 broken; nothing while unknown. */
+  verdict: () => metrics.getMeter("curfew").createGauge("curfew.evidence.verdict"),
+  /** Records on the topics that are not sealed yet. */
+  unsealedRecords: () => metrics.getMeter("curfew").createGauge("curfew.evidence.unsealed_records"),
+  /** 99th percentile, from append to sealing. */
+  mergeDelayMs: () => metrics.getMeter("curfew").createGauge("curfew.evidence.merge_delay", { unit: "ms" }),
 } as const;
 
 export const tracer = (): Tracer => trace.getTracer("curfew");

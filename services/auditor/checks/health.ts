@@ -5,7 +5,7 @@ import type { Bus } from "@curfew/event-log/bus.ts";
 import type { EventStreams } from "@curfew/event-log/streams.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Log } from "@curfew/runtime/log.ts";
-import { metrics } from "@opentelemetry/api";
+import { gauge } from "@curfew/runtime/telemetry.ts";
 import type { BatchDoc } from "../domain.ts";
 import type { Follower } from "../follower.ts";
 import type { TimestampStatus } from "../public-log/timestamps.ts";
@@ -39,11 +39,10 @@ export type EvidenceHealth = ReturnType<typeof openEvidenceHealth>;
 
 /** Says when a verdict turns, once; the first look of a process says only what is broken. */
 const openAlerts = (log: HealthParts["log"]) => {
-  /** 1 holds, 0 broken; nothing while unknown. */
-  const gauge = metrics.getMeter("curfew").createGauge("curfew.evidence.verdict");
+  const shown = gauge.verdict();
   const last = new Map<string, VerdictState>();
   return (verdict: string, { state, findings }: Verdict): void => {
-    if (state !== VerdictState.UNKNOWN) gauge.record(state === VerdictState.HOLDS ? 1 : 0, { verdict });
+    if (state !== VerdictState.UNKNOWN) shown.record(state === VerdictState.HOLDS ? 1 : 0, { verdict });
     const before = last.get(verdict);
     last.set(verdict, state);
     if (before === state) return;

@@ -4,7 +4,7 @@ import type { Bus } from "@curfew/event-log/bus.ts";
 import { topicNames } from "@curfew/event-log/event-types.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
-import { metrics } from "@opentelemetry/api";
+import { gauge } from "@curfew/runtime/telemetry.ts";
 import { type BatchDoc, batchId, nextOffset } from "../domain.ts";
 import type { Follower } from "../follower.ts";
 import { p99 } from "./verdicts.ts";
@@ -20,9 +20,7 @@ export const openLag = (parts: {
   readonly clock: Pick<Clock, "monotonicMs">;
 }) => {
   const { bus, batches, follower, clock } = parts;
-  const meter = metrics.getMeter("curfew");
-  const unsealedGauge = meter.createGauge("curfew.evidence.unsealed_records");
-  const delayGauge = meter.createGauge("curfew.evidence.merge_delay", { unit: "ms" });
+  const [unsealedGauge, delayGauge] = [gauge.unsealedRecords(), gauge.mergeDelayMs()];
   let read: { batch: number; size: number; atMs: number; delayMs: number | undefined } | undefined;
 
   /** The newest batch: when it was sealed, and how long 99 of 100 of its records had waited at most. */
