@@ -39,6 +39,7 @@ const files = new Set(["EACCES", "EEXIST", "EISDIR", "ENAMETOOLONG", "ENOENT", "
 
 const codeOfStatus = (status: string): number => {
   if (unavailable.has(status)) return exitCode.unavailable;
+  if (status === "INVALID_ARGUMENT") return exitCode.usage;
   return faults.has(status) ? exitCode.internal : exitCode.refused;
 };
 
@@ -47,7 +48,11 @@ export const failureOf = (error: unknown): { code: number; text: string } => {
   if (error instanceof CommandFailed) return { code: error.code, text: error.message };
   if (error instanceof RemoteError) {
     const { status, reason, message, fieldViolations = [] } = error.failure;
-    const fields = fieldViolations.map((v) => `\n  ${v.field}: ${v.description}`).join("");
+    const fields = fieldViolations
+      .map((v) => `${v.field}: ${v.description}`)
+      .filter((field) => !message.includes(field))
+      .map((field) => `\n  ${field}`)
+      .join("");
     return { code: codeOfStatus(status), text: `${status}${reason ? ` (${reason})` : ""}: ${message}${fields}` };
   }
   const text = error instanceof Error ? error.message : String(error);

@@ -208,6 +208,13 @@ describe("tokens", () => {
     expect(await verify("d2.secret")).toMatchObject({ code: 0 });
   });
 
+  it("an argument that no service takes is a wrong command line, said once", async () => {
+    const { code, err } = await curfew("revoke", "tok_1", "--as", "person/sam");
+    expect(code).toBe(2);
+    expect(err.match(/token_id/g)).toHaveLength(1);
+    expect((await curfew("token", "rotate", "tok_1", "--overlap", "99d", "--as", "workload/shop")).code).toBe(2);
+  });
+
   it("what the policy does not grant is refused, with the rule", async () => {
     const wide = grant.map((word) => (word === "invoices:read" ? "invoices:write" : word));
     const { code, err } = await curfew("token", "create", "--as", "workload/shop", ...wide, "--secret-file", at("w"));
@@ -398,7 +405,7 @@ describe("scan", () => {
   it("a command line with a secret on it is answered without it", async () => {
     const { secret } = await create("l.secret");
     expect((await curfew(secret)).code).toBe(2);
-    expect((await curfew("token", "show", secret, "--as", "person/sam")).code).toBe(3);
+    expect((await curfew("token", "show", secret, "--as", "person/sam")).code).toBe(2);
     expect((await curfew("scan", secret, "--as", "person/sam")).code).toBe(2);
   });
 });
@@ -438,7 +445,7 @@ describe("cases and the ledger", () => {
     const table = await curfew("case", "draft", id, "--as", "person/dana");
     expect(table.out).toContain("MISSING");
     expect((await curfew("ack", id, "opened", "--as", "person/sam")).code).toBe(0);
-    expect((await curfew("ack", id, "lunch", "--as", "person/sam")).code).toBe(3);
+    expect((await curfew("ack", id, "lunch", "--as", "person/sam")).code).toBe(2);
     expect((await curfew("case", "show", "case/none/1", "--as", "person/dana")).code).toBe(3);
   }, 60_000);
 
@@ -615,7 +622,7 @@ describe("the health of the evidence", () => {
     expect(proof.length).toBe(Math.ceil(Math.log2(size)));
     expect(await json("audit", "prove", "--from", "1", "--size", "2", ...dana)).toMatchObject({ from: 1, size: 2 });
     expect((await curfew("audit", "prove", ...dana)).code).toBe(2);
-    expect((await curfew("audit", "prove", "--index", "9", "--size", "9", ...dana)).code).toBe(3);
+    expect((await curfew("audit", "prove", "--index", "9", "--size", "9", ...dana)).code).toBe(2);
   });
 
   it("is watched until ^C: an object a change, in plain lines, or in place on a terminal", async () => {
