@@ -125,6 +125,18 @@ describe("two of every service on a real broker and a real database", () => {
       await onLog(`curfew.revocation.effective.v1 ${tokenId}`);
     });
 
+    test.for(["verifier", "verifier-2"])("%s: a resource service asks the other", async (name) => {
+      const sdk = await openSdk();
+      const allows = async (secret: string) => (await sdk.ask(secret)) === "ALLOWED";
+      const [known, unknown] = [await scene.issue(), await scene.issue()];
+      await within("the SDK allows", waitMs, () => allows(known.secret));
+      await kill(scene.service(name));
+      const killedMs = performance.now();
+      // Nothing that it has cached: a verifier has to answer.
+      await within("the SDK allows a token that it has to ask about", waitMs, () => allows(unknown.secret));
+      expect(performance.now() - killedMs).toBeLessThan(takeoverMs);
+    });
+
     test("auditor's sealing", async () => {
       const { tokenId } = await scene.issue();
       await takeOver("auditor", "seal-auditor", async ({ name }) => {
