@@ -1,18 +1,14 @@
 import type { CollectionOptions, Doc, DocumentStore } from "@curfew/document-store/port.ts";
-import { openSqliteStore } from "@curfew/document-store/sqlite.ts";
-import { systemClock } from "@curfew/runtime/clock.ts";
-import { systemRandom } from "@curfew/runtime/random.ts";
 import { type Fault, faultyStore, never, type StorePlan } from "@curfew/simulation/faulty-store.ts";
 import { type BusPlan, type MemoryBus, memoryBus } from "@curfew/simulation/memory-bus.ts";
 import { memoryStore } from "@curfew/simulation/memory-store.ts";
 import { seededRandom } from "@curfew/simulation/seeded-random.ts";
 import { settle, type VirtualClock, virtualClock } from "@curfew/simulation/virtual-clock.ts";
-import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { beforeEach, describe, expect, it } from "vitest";
 import type { InRecord } from "./bus.ts";
 import type { EpochRow } from "./epochs.ts";
 import { leaseTtlMs } from "./lease.ts";
 import { NotHolder, type Relay } from "./relay.ts";
-import { openSqliteBus } from "./sqlite.ts";
 import type { CommitDoc } from "./streams.ts";
 import { openReplica, type Replica, topic } from "./testing/replica.ts";
 
@@ -347,46 +343,5 @@ describe("a relay", () => {
     await append(one, 2);
     await clock.advance(1_000);
     expect(sequences(bus.records(topic))).toEqual([1, 2]);
-  });
-});
-
-describe("a relay on SQLite", () => {
-  const undo: (() => Promise<unknown>)[] = [];
-  afterEach(async () => {
-    for (const step of undo.splice(0).reverse()) await step();
-  });
-
-  it("publishes for two replicas what 64 callers append at once, each stream in order, each event once", async () => {
-    const store = await openSqliteStore({ file: ":memory:" });
-    undo.push(() => store.close());
-    const epochs = await store.collection<EpochRow>("epochs");
-    const bus = await openSqliteBus({ file: ":memory:", epochs, clock: systemClock, topics: { [topic]: 1 } });
-    undo.push(() => bus.close());
-    const network = new Map<string, Relay>();
-    const parts = { store, bus, clock: systemClock, random: systemRandom, network };
-    const replicas = await Promise.all(["one", "two"].map((name) => openReplica({ ...parts, name })));
-    undo.push(() => Promise.all(replicas.map((r) => r.lease.close())));
-    await vi.waitFor(() => expect(replicas.every((r) => r.lease.holder())).toBe(true), {
-      timeout: 10_000,
-      interval: 5,
-    });
-    const answers = await Promise.all(
-      upTo(64).map(async (caller) => {
-        const replica = replicas[caller % 2] as Replica;
-        const offsets: (number | undefined)[] = [];
-        for (const n of upTo(5)) {
-          const { commit } = await replica.handle(`token/${caller}`, { numbers: [n] });
-          offsets.push(await replica.relay.published(commit as CommitDoc, 20_000));
-        }
-        return offsets;
-      }),
-    );
-    expect(new Set(answers.flat())).toEqual(new Set(upTo(320).map((n) => n - 1)));
-    const records: InRecord[] = [];
-    const onRecords = (batch: readonly InRecord[]) => void records.push(...batch);
-    const reader = await bus.subscribe({ name: "reader", topics: [topic], start: () => 0, onRecords });
-    await vi.waitFor(() => expect(records).toHaveLength(320), { timeout: 10_000, interval: 5 });
-    await reader.close();
-    for (const caller of upTo(64)) expect(sequences(records, `token/${caller}`)).toEqual(upTo(5));
   });
 });
