@@ -19,7 +19,7 @@ import { type Answer, call, generatedServices, openRig, type Rig, until } from "
 import { canary, canaryBytes, sampleOf, type Things } from "./samples.ts";
 
 /** Hostile input to every method of a real suite: a clear status, nothing written, nobody harmed. A failing case names itself. */
-const seed = Number(process.env.CURFEW_SEED ?? 20_260);
+const seed = Number(process.env.TEST_SEED ?? 20_260);
 
 /** Somebody who may call it: hostile is what he sends. */
 const targets: readonly (readonly [string, DescMethod, string])[] = [
