@@ -72,6 +72,8 @@ const retryBaseMs = 50;
 const retryCapMs = 2_000;
 const pollMs = 20;
 const maxAcknowledged = 1_000;
+/** Ends that come meanwhile share an acknowledgement; and the ends come first, for whoever has several watchers in one process. */
+const acknowledgeAfterMs = 20;
 
 const msOf = ({ seconds, nanos }: { seconds: bigint; nanos: number }) => Number(seconds) * 1000 + nanos / 1_000_000;
 
@@ -247,7 +249,8 @@ class RevocationWatcher implements Watcher {
 
   #queueAcknowledgements(stream: Stream, ids: readonly string[]): void {
     if (stream.ended.signal.aborted) return;
-    if (stream.acknowledgements.length === 0) setImmediate(() => this.#acknowledge(stream));
+    if (stream.acknowledgements.length === 0)
+      void this.#options.clock.sleep(acknowledgeAfterMs, stream.ended.signal).then(() => this.#acknowledge(stream));
     stream.acknowledgements.push(...ids);
   }
 
@@ -277,6 +280,7 @@ class RevocationWatcher implements Watcher {
     const stream = this.#stream;
     this.#closing.abort(new Error("the watcher is closed"));
     if (stream) {
+      this.#acknowledge(stream);
       this.#sendPing(stream, this.#now(), true);
       stream.exchange.end();
       const over = new AbortController();

@@ -23,7 +23,7 @@ type Out<M extends DescMethod> = MessageInitShape<M["output"]>;
 
 /**
  * The async function that answers a method. It may answer a plain init object: `create()` is applied to it; or the message's bytes,
- * where it has a faster way to them.
+ * where it has a faster way to them, or sends them to many.
  */
 export type Handler<M extends DescMethod> = M extends { methodKind: "unary" }
   ? (request: In<M>, ctx: CallContext) => Promise<Out<M> | Uint8Array> | Out<M>
@@ -32,7 +32,7 @@ export type Handler<M extends DescMethod> = M extends { methodKind: "unary" }
     : M extends { methodKind: "client_streaming" }
       ? (requests: AsyncIterable<In<M>>, ctx: CallContext) => Promise<Out<M>>
       : M extends { methodKind: "bidi_streaming" }
-        ? (requests: AsyncIterable<In<M>>, ctx: CallContext) => AsyncIterable<Out<M>>
+        ? (requests: AsyncIterable<In<M>>, ctx: CallContext) => AsyncIterable<Out<M> | Uint8Array>
         : never;
 
 export type Handlers<S extends DescService> = { readonly [K in keyof S["method"]]: Handler<S["method"][K]> };

@@ -1,4 +1,4 @@
-import { create } from "@bufbuild/protobuf";
+import { create, toBinary } from "@bufbuild/protobuf";
 import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import { type Position, PositionSchema } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import {
@@ -66,7 +66,8 @@ const answer = ({ session, ping }: Asked, positions: Position[], leaseMs: number
     clockOffset: durationFromMs(Math.round(session.clockOffsetMs)),
     ...(leaseMs !== undefined && { lease: durationFromMs(leaseMs) }),
   };
-  session.send(create(WatchRevocationsResponseSchema, { kind: { case: "mark", value } }));
+  const mark = create(WatchRevocationsResponseSchema, { kind: { case: "mark", value } });
+  session.send(toBinary(WatchRevocationsResponseSchema, mark));
 };
 
 export const openFreshness = (parts: {

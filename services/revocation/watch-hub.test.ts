@@ -1,8 +1,8 @@
-import { create } from "@bufbuild/protobuf";
+import { create, fromBinary } from "@bufbuild/protobuf";
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import {
   WatcherPingSchema,
-  type WatchRevocationsResponse,
+  WatchRevocationsResponseSchema,
 } from "@curfew/contracts/gen/curfew/revocation/v1/revocation_pb.ts";
 import { describe, expect, it } from "vitest";
 import { endedByRevocation, openWatchHub } from "./watch-hub.ts";
@@ -25,16 +25,18 @@ const sessionOf = (instance: string, caller = "shop", maxQueued = 100) =>
   });
 const drained = async (session: WatchSession) => {
   session.end();
-  const messages: WatchRevocationsResponse[] = [];
+  const messages: Uint8Array[] = [];
   for await (const message of session.responses()) messages.push(message);
   return messages;
 };
-const tokens = (messages: readonly WatchRevocationsResponse[]) =>
-  messages.flatMap(({ kind }) => (kind.case === "ended" ? kind.value.tokens.map(({ tokenId }) => tokenId) : []));
+const tokens = (messages: readonly Uint8Array[]) =>
+  messages
+    .map((bytes) => fromBinary(WatchRevocationsResponseSchema, bytes).kind)
+    .flatMap((kind) => (kind.case === "ended" ? kind.value.tokens.map(({ tokenId }) => tokenId) : []));
 const push = (hub: ReturnType<typeof rig>["hub"], n: number) => hub.push(`e${n}`, endedByRevocation(`t${n}`, `e${n}`));
 
 describe("the hub", () => {
-  it("pushes each end once to each stream, and hands every stream the same message", async () => {
+  it("pushes each end once to each stream, and hands every stream the same bytes", async () => {
     const { hub } = rig();
     const sessions = Array.from({ length: 1_000 }, (_, i) => sessionOf(`s${i}`, `caller${i % 4}`));
     for (const session of sessions) hub.join(session, []);

@@ -1,8 +1,7 @@
-import { create } from "@bufbuild/protobuf";
+import { create, toBinary } from "@bufbuild/protobuf";
 import {
   type EndedToken,
   EndedTokenSchema,
-  type WatchRevocationsResponse,
   WatchRevocationsResponseSchema,
 } from "@curfew/contracts/gen/curfew/revocation/v1/revocation_pb.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
@@ -36,8 +35,11 @@ const maxTokensPerMessage = 1_000;
 export const endedByRevocation = (tokenId: string, eventId: string): EndedToken =>
   create(EndedTokenSchema, { tokenId, revocationEventId: eventId, upToGeneration: 0 });
 
-const messageOf = (tokens: EndedToken[]): WatchRevocationsResponse =>
-  create(WatchRevocationsResponseSchema, { kind: { case: "ended", value: { tokens } } });
+const messageOf = (tokens: EndedToken[]): Uint8Array =>
+  toBinary(
+    WatchRevocationsResponseSchema,
+    create(WatchRevocationsResponseSchema, { kind: { case: "ended", value: { tokens } } }),
+  );
 
 const refused = (reason: string, message: string) =>
   new RpcError({ status: "RESOURCE_EXHAUSTED", reason, message, retryDelayMs: 1_000 });
@@ -66,7 +68,7 @@ export const openWatchHub = (parts: { readonly clock: Clock; readonly limits: Wa
     push(id, ended) {
       if (recent.has(id)) return;
       remember(id, ended, clock.monotonicMs());
-      // Made once; every stream is handed the same message.
+      // Encoded once; every stream is handed the same bytes.
       const message = messageOf([ended]);
       for (const session of sessions) session.send(message);
     },

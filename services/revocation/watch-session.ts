@@ -1,8 +1,5 @@
 import { timestampMs } from "@bufbuild/protobuf/wkt";
-import type {
-  WatcherPing,
-  WatchRevocationsResponse,
-} from "@curfew/contracts/gen/curfew/revocation/v1/revocation_pb.ts";
+import type { WatcherPing } from "@curfew/contracts/gen/curfew/revocation/v1/revocation_pb.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { Caller } from "@curfew/rpc/identity.ts";
 import type { Grantee, LeaseRow } from "./lease-book.ts";
@@ -47,7 +44,7 @@ export class WatchSession implements Grantee {
   readonly #offsets: number[] = [];
   readonly #maxQueued: number;
   #ping: WatcherPing | undefined;
-  #queue: WatchRevocationsResponse[] = [];
+  #queue: Uint8Array[] = [];
   #end: { readonly error?: Error } | undefined;
   #woken = Promise.withResolvers<void>();
 
@@ -102,7 +99,8 @@ export class WatchSession implements Grantee {
     return this.#end !== undefined;
   }
 
-  send(message: WatchRevocationsResponse): void {
+  /** An encoded WatchRevocationsResponse. */
+  send(message: Uint8Array): void {
     if (this.#end) return;
     if (this.#queue.length >= this.#maxQueued) this.end(slow());
     else this.#queue.push(message);
@@ -117,7 +115,7 @@ export class WatchSession implements Grantee {
     this.#woken.resolve();
   }
 
-  async *responses(): AsyncGenerator<WatchRevocationsResponse> {
+  async *responses(): AsyncGenerator<Uint8Array> {
     for (;;) {
       const message = this.#queue.shift();
       if (message) yield message;

@@ -1,7 +1,6 @@
 import type {
   WatcherHello,
   WatchRevocationsRequest,
-  WatchRevocationsResponse,
 } from "@curfew/contracts/gen/curfew/revocation/v1/revocation_pb.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
 import type { CallContext } from "@curfew/rpc/service-definition.ts";
@@ -79,7 +78,7 @@ export async function* watchRevocations(
   parts: WatchParts,
   requests: AsyncIterable<WatchRevocationsRequest>,
   ctx: CallContext,
-): AsyncGenerator<WatchRevocationsResponse> {
+): AsyncGenerator<Uint8Array> {
   const incoming = requests[Symbol.asyncIterator]();
   const first = await incoming.next();
   if (first.done) return;

@@ -63,6 +63,17 @@ it("what waits while a send is open goes out together in the next", async () => 
   expect(await count()).toBe(129);
 });
 
+it("a send that is refused while the callers of the one before are answered fails nobody else", async () => {
+  gate.hold();
+  const many = Array.from({ length: 100 }, () => recorder.record(facts(1), patient));
+  await vi.waitFor(() => expect(gate.held()).toBe(1), bound);
+  const unknownPartition = recorder.record([{ record: { ...record("k"), partition: 100 } }], patient);
+  gate.release();
+  await expect(unknownPartition).rejects.toThrow("partition");
+  await Promise.all(many);
+  expect(await count()).toBe(100);
+});
+
 it("ten thousand waiting facts are the limit; more are refused with a time to come back, and those are kept", async () => {
   gate.hold();
   const waiting = Array.from({ length: maxWaiting / 250 }, () => recorder.record(facts(250), patient));

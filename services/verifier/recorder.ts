@@ -174,17 +174,19 @@ class Lane {
   async #run(): Promise<void> {
     // What is decided in the same turn of the event loop goes out together.
     await nextTurn();
-    for (let batch = this.#take(); batch.length > 0; batch = this.#take()) {
+    let answering: Promise<void> | undefined;
+    for (let batch = this.#take(); batch.length > 0 || answering; batch = this.#take()) {
+      if (batch.length === 0) {
+        // What comes meanwhile is taken next.
+        await answering;
+        answering = undefined;
+        continue;
+      }
       this.#open = batch;
       try {
-        await this.#send(batch);
-        let answered = 0;
-        for (const waiting of batch) {
-          if (this.#durable(waiting)) answered += 1;
-          if (answered < answersPerTurn) continue;
-          answered = 0;
-          await nextTurn();
-        }
+        // The bus writes this one while the callers of the one before are answered.
+        await Promise.all([this.#send(batch), answering]);
+        answering = this.#answerAll(batch);
       } catch (error) {
         // Refused or closed: the callers are told, and an allowed answer was given to none of them.
         if ((error as Error).name !== "BusUnavailable") this.#log.error({ err: error }, "uses were refused by the bus");
@@ -193,6 +195,17 @@ class Lane {
       this.#open = [];
     }
     this.#running = undefined;
+  }
+
+  /** Never rejects. */
+  async #answerAll(batch: readonly Waiting[]): Promise<void> {
+    let answered = 0;
+    for (const waiting of batch) {
+      if (this.#durable(waiting)) answered += 1;
+      if (answered < answersPerTurn) continue;
+      answered = 0;
+      await nextTurn();
+    }
   }
 
   async #send(batch: readonly Waiting[]): Promise<void> {
