@@ -4,7 +4,7 @@ import { Reason, ReasonSchema } from "@curfew/contracts/gen/curfew/events/v1/use
 import type { CachedUse, CompletedUse } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
 import type { FieldViolation } from "@curfew/rpc/errors.ts";
 import { checkGrant } from "@curfew/token-format/grant.ts";
-import { deadKeptMs, expiryMs, type Fold, type Generation, type Token } from "./fold.ts";
+import { deadKeptMs, expiryMs, type Fold, type Generation, type Token } from "./projections.ts";
 
 /**
  * What no honest SDK reports: it answers from its cache only for tokens that a verifier has let through for it and whose grant lets it

@@ -4,7 +4,7 @@ import { runInNewContext } from "node:vm";
 import { fromBinary, toBinary } from "@bufbuild/protobuf";
 import { type TokenIssued, TokenIssuedSchema } from "@curfew/contracts/gen/curfew/events/v1/tokens_pb.ts";
 import { tokenIdFrom } from "@curfew/token-format/token-id.ts";
-import { digestKey, Fold } from "../fold.ts";
+import { digestKey, Fold } from "../projections.ts";
 import { issued } from "./histories.ts";
 
 export interface FoldMemory {

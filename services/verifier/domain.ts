@@ -1,6 +1,6 @@
 import { Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { checkGrant, type IntendedUse } from "@curfew/token-format/grant.ts";
-import { expiryMs, type Fold, type Generation, supersededAtMs } from "./fold.ts";
+import { expiryMs, type Fold, type Generation, supersededAtMs } from "./projections.ts";
 
 /** The answer to one use. `generation` is the one presented, wherever it was recognised, allowed or not. */
 export interface Decision {

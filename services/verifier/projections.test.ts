@@ -5,8 +5,8 @@ import type { TokenIssued, TokenRotated } from "@curfew/contracts/gen/curfew/eve
 import { Reason } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { decide } from "./decide.ts";
-import { deadKeptMs, digestKey, Fold } from "./fold.ts";
+import { decide } from "./domain.ts";
+import { deadKeptMs, digestKey, Fold } from "./projections.ts";
 import { dayMs, expired, issued, revoked, rotated, someDigest, tokenIdOf } from "./testing/histories.ts";
 
 const hourMs = 3_600_000;
