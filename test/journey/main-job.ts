@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { timestampMs } from "@bufbuild/protobuf/wkt";
+import { Denied, denialReason } from "@curfew/client/denied.ts";
 import type { LocalVerifier } from "@curfew/client/local-verifier.ts";
 import { openTokenSource } from "@curfew/client/token-source.ts";
 import { AuditorService, type SealedEvent } from "@curfew/contracts/gen/curfew/auditor/v1/auditor_pb.ts";
@@ -235,7 +236,23 @@ const leak = async (
   return repository;
 };
 
-/** Nobody accepts it any more: both SDKs and every verifier. */
+/**
+ * Asks until the answer is REVOKED: whoever is behind refuses as stale first, and recovers. Nobody may allow it meanwhile.
+ * `ask` answers "OK" where the token is allowed, else why not.
+ */
+const untilRevoked = async (who: string, ask: () => Promise<string>): Promise<void> => {
+  const deadlineMs = performance.now() + waitMs;
+  for (;;) {
+    const reason = await ask();
+    if (reason === "REVOKED") return;
+    if (reason === "OK") throw new Error(`${who} allows a revoked token`);
+    if (performance.now() > deadlineMs)
+      throw new Error(`${who} says ${reason} of a revoked token, not REVOKED, for ${waitMs} ms`);
+    await sleep(10);
+  }
+};
+
+/** Nobody accepts it any more, and everybody knows why: both SDKs and every verifier. */
 const checkDead = async (cast: Cast, secret: string, sdks: { invoices: LocalVerifier; crm: LocalVerifier }) => {
   const use = {
     scope: "invoices:read",
@@ -245,20 +262,30 @@ const checkDead = async (cast: Cast, secret: string, sdks: { invoices: LocalVeri
     maxPeople: 1,
     maxRecords: 1,
   };
-  for (const sdk of [sdks.invoices, sdks.crm]) {
-    const outcome = await sdk
-      .authorize(secret, use, () => "allowed")
-      .catch((error: { reason?: string }) => error.reason);
-    if (outcome !== "REVOKED") throw new Error(`an SDK says ${String(outcome)} of a revoked token`);
-  }
-  for (const [n] of cast.replicas("verifier").entries()) {
-    const verifier = cast.client(VerifierService, n === 0 ? "verifier" : `verifier-${n + 1}`, "workload/invoices");
-    const { allowed } = await verifier.verifyToken({
-      credential: { case: "secret", value: secret },
-      use: { ...use, maxPeople: 1n, maxRecords: 1n },
-    });
-    if (allowed) throw new Error("a verifier allows a revoked token");
-  }
+  const bySdk = (sdk: LocalVerifier) => () =>
+    sdk
+      .authorize(secret, use, () => "OK")
+      .catch((error: unknown) => {
+        if (error instanceof Denied) return error.reason;
+        throw error;
+      });
+  const byVerifier = (name: string) => {
+    const verifier = cast.client(VerifierService, name, "workload/invoices");
+    return async () => {
+      const { allowed, reason } = await verifier.verifyToken({
+        credential: { case: "secret", value: secret },
+        use: { ...use, maxPeople: 1n, maxRecords: 1n },
+      });
+      return allowed ? "OK" : denialReason(reason);
+    };
+  };
+  await Promise.all([
+    ...Object.entries(sdks).map(([name, sdk]) => untilRevoked(`the SDK of ${name}`, bySdk(sdk))),
+    ...cast.replicas("verifier").map((_, n) => {
+      const name = n === 0 ? "verifier" : `verifier-${n + 1}`;
+      return untilRevoked(name, byVerifier(name));
+    }),
+  ]);
 };
 
 /** The case as it is once everything that the journey did has been folded. */
