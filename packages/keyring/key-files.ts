@@ -53,6 +53,26 @@ export interface KeyFiles {
   remove(name: string): void;
 }
 
+const named = <T>(file: string, fn: () => T): T => {
+  try {
+    return fn();
+  } catch (e) {
+    if (e instanceof KeyringError) throw e;
+    throw new KeyringError(`${file}: ${codeOf(e)}`);
+  }
+};
+
+/** The content of a file of `dir`, or undefined if there is none. Throws KeyringError. */
+export const readKeyFile = (dir: string, name: string): string | undefined => {
+  const file = join(dir, name);
+  return named(file, () => {
+    const stat = lstatSync(file, { throwIfNoEntry: false });
+    if (!stat) return undefined;
+    if (!stat.isFile() || stat.size > maxFileBytes) throw new KeyringError(`${file}: not a key file`);
+    return readFileSync(file, "utf8");
+  });
+};
+
 /** Leaves alone what another created meanwhile. */
 const create = (dir: string, name: string, content: string, random: Random): void => {
   const draft = join(dir, `.new-${Buffer.from(random(12)).toString("hex")}`);
@@ -79,26 +99,13 @@ export const openKeyFiles = (options: {
   readonly clock: Clock;
 }): KeyFiles => {
   const { dir, random, clock } = options;
-  const guarded = <T>(what: string, fn: () => T): T => {
-    try {
-      return fn();
-    } catch (e) {
-      if (e instanceof KeyringError) throw e;
-      throw new KeyringError(`${join(dir, what)}: ${codeOf(e)}`);
-    }
-  };
+  const guarded = <T>(what: string, fn: () => T): T => named(join(dir, what), fn);
   guarded("", () => {
     if (mkdirSync(dir, { recursive: true, mode: 0o700 }) !== undefined) syncDirectory(dirname(dir));
   });
   assertPrivate(dir);
 
-  const read = (name: string): string | undefined =>
-    guarded(name, () => {
-      const stat = lstatSync(join(dir, name), { throwIfNoEntry: false });
-      if (!stat) return undefined;
-      if (!stat.isFile() || stat.size > maxFileBytes) throw new KeyringError(`${join(dir, name)}: not a key file`);
-      return readFileSync(join(dir, name), "utf8");
-    });
+  const read = (name: string) => readKeyFile(dir, name);
 
   /** A draft that was linked but not unlinked is a second name of a live key: it must not outlive the key. */
   const removeDrafts = (isLeft: (stat: Stats) => boolean): void => {

@@ -27,7 +27,6 @@ import {
   type Spec,
   string,
 } from "@curfew/runtime/config.ts";
-import { assertPrivate, NotPrivate } from "@curfew/runtime/exclusive.ts";
 import { type Log, openLog } from "@curfew/runtime/log.ts";
 import { type Organisation, parseOrganisation } from "@curfew/runtime/organisation.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
@@ -80,7 +79,7 @@ const commonSpec = (service: string) =>
     kafkaBrokers: list(address({ about: "host:port" }), { about: "brokers, host:port, …", min: 1, max: 32 }),
     kafkaTls: boolean({ about: "mutual TLS to the brokers, with this service's certificate", default: true }),
     kafkaTopicPrefix: optional(string({ about: "put before each topic's name", pattern: /^[a-z0-9.-]{1,64}$/ })),
-    keysDir: path({ about: "directory of the keys, 0700", existing: "directory" }),
+    keysDir: path({ about: "directory of the keys, 0700", existing: "directory", private: true }),
     identityDir: path({
       about: "directory with cert.pem and key.pem, read again when they change",
       existing: "directory",
@@ -126,9 +125,9 @@ const readIdentity = (dir: string): IssuedCertificate => ({
   keyPem: readFileSync(join(dir, "key.pem"), "utf8"),
 });
 
-/** What is wrong with certificate, key, authority and the directory of keys, as far as they are named. */
+/** What is wrong with certificate, key and authority, together, as far as they are named. */
 const identityProblems = (name: string, config: Partial<CommonConfig>): string[] => {
-  const { identityDir, trustDomain, caFile, keysDir } = config;
+  const { identityDir, trustDomain, caFile } = config;
   const problems: string[] = [];
   const check = (what: string, test: () => boolean) => {
     try {
@@ -151,12 +150,6 @@ const identityProblems = (name: string, config: Partial<CommonConfig>): string[]
     check("CURFEW_CA_FILE must hold the PEM of a certificate authority", () => {
       return new X509Certificate(readFileSync(caFile)).ca;
     });
-  try {
-    if (keysDir) assertPrivate(keysDir);
-  } catch (error) {
-    if (!(error instanceof NotPrivate)) throw error;
-    problems.push(`CURFEW_KEYS_DIR: ${error.message}`);
-  }
   return problems;
 };
 

@@ -138,6 +138,13 @@ test("paths are made absolute, must exist where asked, and must be private where
   chmodSync(file, 0o640);
   expect(problemsOf(() => config.readConfig({ CURFEW_KEY_FILE: file }, one))[0]).toContain("its owner alone");
   expect(problemsOf(() => config.readConfig({ CURFEW_KEY_FILE: dir }, one))[0]).toContain("existing file");
+  const keys = { keysDir: config.path({ about: "the keys", existing: "directory", private: true }) };
+  chmodSync(dir, 0o700);
+  expect(problemsOf(() => config.readConfig({ CURFEW_KEYS_DIR: dir }, keys))).toEqual([
+    `CURFEW_KEYS_DIR must be a directory that can be used (keys must be private: ${file} is open wider than 0600 (chmod 0600 it)): the keys`,
+  ]);
+  chmodSync(file, 0o600);
+  expect(config.readConfig({ CURFEW_KEYS_DIR: dir }, keys).keysDir).toBe(dir);
   expect(problemsOf(() => config.readConfig({ CURFEW_KEY_FILE: `${file}\u0000` }, one))[0]).toContain(
     "control characters",
   );

@@ -1,6 +1,7 @@
 import { readFileSync, statSync } from "node:fs";
 import { resolve } from "node:path";
 import { parse as parseYaml } from "yaml";
+import { assertPrivate, NotPrivate } from "./exclusive.ts";
 
 /**
  * Environment and an optional file become one frozen object. Every mistake is collected before anything is refused, and no
@@ -95,7 +96,16 @@ export const oneOf = <const T extends string>(o: Common<T> & { readonly values: 
     return found;
   });
 
-/** An absolute path. `existing` checks that it is there; `private` that nobody but its owner may read it (a file with a secret). */
+const onlyOurs = (dir: string): void => {
+  try {
+    assertPrivate(dir);
+  } catch (error) {
+    if (!(error instanceof NotPrivate)) throw error;
+    throw new Mistake(`must be a directory that can be used (${error.message})`);
+  }
+};
+
+/** An absolute path. `existing` checks that it is there; `private` that nobody but its owner may read it (a secret, or a directory of them). */
 export const path = (
   o: Common<string> & { readonly existing?: "file" | "directory"; readonly private?: boolean },
 ): Field<string> =>
@@ -105,7 +115,8 @@ export const path = (
     const stat = statSync(p, { throwIfNoEntry: false });
     if (!(o.existing === "file" ? stat?.isFile() : stat?.isDirectory()))
       throw new Mistake(`must be the path of an existing ${o.existing}`);
-    if (o.private && stat && (stat.mode & 0o077) !== 0)
+    if (o.private && o.existing === "directory") onlyOurs(p);
+    else if (o.private && stat && (stat.mode & 0o077) !== 0)
       throw new Mistake("must be readable by its owner alone (chmod go= it)");
     return p;
   });

@@ -61,6 +61,12 @@ export const assertPrivate = (dir: string): void => {
     else if (uid !== undefined && stat.uid !== uid && stat.uid !== 0) problems.push(`${path} belongs to another user`);
     else if (stat.isDirectory()) for (const name of readdirSync(path)) visit(join(path, name), false);
   };
-  visit(dir, true);
+  try {
+    visit(dir, true);
+  } catch (e) {
+    const { code, path } = e as NodeJS.ErrnoException;
+    if (code === undefined) throw e;
+    problems.push(`${path} cannot be read (${code})`);
+  }
   if (problems.length > 0) throw new NotPrivate(`keys must be private: ${problems.slice(0, 10).join("; ")}`);
 };

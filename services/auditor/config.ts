@@ -1,4 +1,5 @@
-import { address, integer, oneOf, optional, path, string } from "@curfew/runtime/config.ts";
+import { personalKeysDir } from "@curfew/personal-data/keys-dir.ts";
+import { address, integer, oneOf, optional, string } from "@curfew/runtime/config.ts";
 import { backupDays, epochDays } from "./people/erasure-settings.ts";
 import { ledgerBucketFile } from "./public-log/bucket-settings.ts";
 import { tsaAllow, tsaCaFile, tsaUrl } from "./public-log/timestamp-settings.ts";
@@ -51,12 +52,7 @@ export const auditorSpec = {
     default: "curfew_personal",
     pattern: /^[a-z][a-z0-9_-]{0,37}$/,
   }),
-  personalKeysDir: optional(
-    path({
-      about: "directory of that database's keys, 0700, shared with the verifiers; default: keysDir",
-      existing: "directory",
-    }),
-  ),
+  personalKeysDir,
   epochDays: integer({
     about: "days after which the key of that database's rows is replaced and destroyed",
     ...epochDays,

@@ -1,4 +1,5 @@
-import { address, list, optional, path, string } from "@curfew/runtime/config.ts";
+import { personalKeysDir } from "@curfew/personal-data/keys-dir.ts";
+import { address, list, string } from "@curfew/runtime/config.ts";
 
 /** Settings beyond those that every service has (`packages/rpc/process.ts`). */
 export const verifierSpec = {
@@ -12,12 +13,7 @@ export const verifierSpec = {
     default: "curfew_personal",
     pattern: /^[a-z][a-z0-9_-]{0,37}$/,
   }),
-  personalKeysDir: optional(
-    path({
-      about: "directory of that database's keys, 0700, shared with the auditor; default: keysDir",
-      existing: "directory",
-    }),
-  ),
+  personalKeysDir,
 } as const;
 
 /** The environment, read here and in main only. */

@@ -190,6 +190,8 @@ describe("npm start", { timeout: 120_000 }, () => {
 });
 
 describe("a bad configuration", { timeout: 60_000 }, () => {
+  // Root may read and write anything, unless it gives up what makes it so.
+  const prefix = process.getuid?.() === 0 ? ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] : [];
   const write = (name: string, text: string) => {
     const file = join(dir, name);
     writeFileSync(file, text);
@@ -233,13 +235,16 @@ paging: { targets: [{ name: x, channel: pigeon }] }
     expect(err).toMatch(complaint);
   });
 
-  test("keys that others can read", async () => {
+  test.each([
+    ["others can read", 0o755, "is open wider than 0700"],
+    ["nobody can read", 0o300, "cannot be read (EACCES)"],
+  ])("keys that %s", async (_, mode, complaint) => {
     const keys = join(dir, "keys");
     mkdirSync(keys);
-    chmodSync(keys, 0o755);
-    const { code, err } = await refusal(start({ args: ["--keys", keys] }));
+    chmodSync(keys, mode);
+    const { code, err } = await refusal(start({ args: ["--keys", keys], prefix }));
     expect(code).toBe(2);
-    expect(err).toContain(`${keys} is open wider than 0700`);
+    expect(err).toContain(`${keys} ${complaint}`);
   });
 
   test("a port that is taken", async () => {
@@ -268,8 +273,6 @@ paging: { targets: [{ name: x, channel: pigeon }] }
     else mkdirSync(data());
     chmodSync(data(), 0o500);
     closers.push(async () => chmodSync(data(), 0o700));
-    // Root may write anywhere, unless it gives up what makes it so.
-    const prefix = process.getuid?.() === 0 ? ["setpriv", "--inh-caps=-all", "--bounding-set=-all"] : [];
     const { code, err } = await refusal(start({ prefix }));
     expect(code).toBe(2);
     expect(err).toContain(`${data()} cannot be written to (EACCES)`);
@@ -292,7 +295,14 @@ paging: { targets: [{ name: x, channel: pigeon }] }
       };
       // How settings go together is told with the rest.
       const together = { CURFEW_TSA_URL: "https://tsa.example/", CURFEW_REBUILD: "files" };
-      const given = service === "auditor" ? { ...env, ...together } : env;
+      const personal = join(dir, "personal");
+      mkdirSync(personal, { mode: 0o700 });
+      writeFileSync(join(personal, "epoch-1.key"), "no key\n", { mode: 0o600 });
+      const given = {
+        ...env,
+        ...(service === "auditor" && together),
+        ...(["verifier", "auditor"].includes(service) && { CURFEW_PERSONAL_KEYS_DIR: personal }),
+      };
       const { code, err } = await refusal(keep(startProgram(`services/${service}/main.ts`, [], { env: given })));
       expect(code).toBe(2);
       for (const name of [
@@ -303,6 +313,8 @@ paging: { targets: [{ name: x, channel: pigeon }] }
         `${keys} is open wider than 0700`,
       ])
         expect(err).toContain(name);
+      if ("CURFEW_PERSONAL_KEYS_DIR" in given)
+        expect(err).toContain("CURFEW_PERSONAL_KEYS_DIR must hold keys that can be used (epoch-1.key: damaged");
       if (service === "auditor") expect(err).toContain("CURFEW_TSA_URL and CURFEW_TSA_CA_FILE come together");
       expect(err).not.toContain("postgres");
     },
