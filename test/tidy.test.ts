@@ -5,12 +5,11 @@ import { describe, expect, it } from "vitest";
 
 /** The house rules, executed. Each failure names the file and the line. */
 const root = join(import.meta.dirname, "..");
-const tracked = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard"], {
+const files = execFileSync("git", ["ls-files", "--cached", "--others", "--exclude-standard"], {
   cwd: root,
   encoding: "utf8",
-})
-  .split("\n")
-  .filter((f) => f.endsWith(".ts") && !f.startsWith("packages/contracts/gen/"));
+}).split("\n");
+const tracked = files.filter((f) => f.endsWith(".ts") && !f.startsWith("packages/contracts/gen/"));
 const source = (file: string) => readFileSync(join(root, file), "utf8");
 const isTest = (file: string) =>
   /\.test\.ts$|^test\/|contract[a-z-]*\.ts$|spec\.ts$|test-|\/testing\/|\/examples\//.test(file);
@@ -88,6 +87,24 @@ describe("house rules", () => {
         face.filter((name) => !product.includes(`services/${service}/${name}`)),
         service,
       ).toEqual([]);
+  });
+
+  it("a package imports whatever it declares (the root's are tools)", () => {
+    const found = files
+      .filter((file) => file.endsWith("/package.json"))
+      .flatMap((manifest) => {
+        const own = files.filter((file) => file.startsWith(`${dirname(manifest)}/`) && file.endsWith(".ts"));
+        const imported = new Set(
+          own.flatMap((file) =>
+            [...source(file).matchAll(/\b(?:from|import)[ (]"((?:@[^/"]+\/)?[^/"]+)/g)].map((m) => m[1]),
+          ),
+        );
+        const { dependencies = {}, devDependencies = {} } = JSON.parse(source(manifest));
+        return Object.keys({ ...dependencies, ...devDependencies })
+          .filter((name) => !imported.has(name))
+          .map((name) => `${manifest}: ${name}`);
+      });
+    expect(found).toEqual([]);
   });
 
   it("what is traced and measured is named in one module, which alone knows OpenTelemetry", () => {
