@@ -1,4 +1,10 @@
-import { buildApplication, buildRouteMap, text_en } from "@stricli/core";
+import {
+  ArgumentScannerError,
+  buildApplication,
+  buildRouteMap,
+  formatMessageForArgumentScannerError,
+  text_en,
+} from "@stricli/core";
 import { audit } from "./commands/audit.ts";
 import { auditor } from "./commands/auditor.ts";
 import { ack, caseRoutes } from "./commands/case.ts";
@@ -43,6 +49,21 @@ const routes = buildRouteMap({
 
 const describe = (error: unknown) => `curfew: ${failureOf(error).text}`;
 
+const asTyped = (flag: string) => `--${flag.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`;
+
+/** The parser suggests flags as the code names them, and knows of no environment. */
+const misunderstood = (error: unknown) =>
+  error instanceof ArgumentScannerError
+    ? formatMessageForArgumentScannerError(error, {
+        FlagNotFoundError: ({ input, corrections }) => {
+          const meant = corrections.length > 0 ? `, did you mean ${corrections.map(asTyped).join(" or ")}?` : "";
+          return `No flag registered for --${input}${meant}`;
+        },
+        UnsatisfiedFlagError: ({ message, externalFlagName }) =>
+          externalFlagName === "as" ? `${message}: name who you are, e.g. person/sam, here or in CURFEW_AS` : message,
+      })
+    : describe(error);
+
 export const app = buildApplication(routes, {
   name: "curfew",
   scanner: { caseStyle: "allow-kebab-for-camel" },
@@ -51,6 +72,7 @@ export const app = buildApplication(routes, {
   localization: {
     text: {
       ...text_en,
+      exceptionWhileParsingArguments: misunderstood,
       // A message for people; a stack would help nobody who types a command.
       exceptionWhileRunningCommand: describe,
       exceptionWhileLoadingCommandFunction: describe,
