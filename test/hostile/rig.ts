@@ -49,6 +49,9 @@ organisation:
     - { name: dana, roles: [dpo] }
     - { name: udo, roles: [auditor] }
     - { name: ada, roles: [admin] }
+    - { name: stella, roles: [security] }
+    - { name: dora, roles: [dpo] }
+    - { name: adam, roles: [admin] }
 `;
 
 export const policyDocument = `rules:
@@ -166,6 +169,18 @@ const recordsWith = (file: string, text: string): number => {
   }
 };
 
+/** How many records of this type, on the topics themselves, name `who`. */
+const eventsIn = (file: string, type: string, who: string): number => {
+  const database = new DatabaseSync(file, { readOnly: true });
+  try {
+    const sql = `SELECT count(*) AS n FROM records
+      WHERE topic <> 'curfew.siem.v1' AND headers ->> 'ce_type' = ? AND instr(value, ?)`;
+    return Number(database.prepare(sql).get(type, Buffer.from(who))?.n);
+  } finally {
+    database.close();
+  }
+};
+
 const rowsOf = (file: string): Record<string, number> => {
   const database = new DatabaseSync(file, { readOnly: true });
   try {
@@ -225,7 +240,8 @@ export const until = async <T>(what: string, ask: () => Promise<T | undefined> |
   }
 };
 
-export const openRig = async () => {
+/** `settings`: further sections of curfew.yaml. */
+export const openRig = async (settings = "") => {
   const folder = mkdtempSync(join(tmpdir(), "curfew-hostile-"));
   const dataDir = join(folder, "data");
   const logLines: string[] = [];
@@ -234,7 +250,7 @@ export const openRig = async () => {
   for (const path of ["workload/billing", "person/nina", "service/gateway"])
     await files.create(path, { validMs: hourMs });
   const configFile = join(dataDir, "curfew.yaml");
-  writeFileSync(configFile, config);
+  writeFileSync(configFile, config + settings);
   const suite = await openSuite({
     dataDir,
     config: readSuiteConfig(configFile, parsePaging),
@@ -264,6 +280,12 @@ export const openRig = async () => {
     return opened.client;
   };
   const shared = new Map<string, Client>();
+  const published = () => {
+    const files = readdirSync(join(dataDir, "store")).filter((name) => name.endsWith(".db"));
+    return until("every commit on its topic", () =>
+      files.every((name) => unpublishedIn(join(dataDir, "store", name)) === 0) ? true : undefined,
+    );
+  };
   const admin = cast.client(IssuerService, "issuer", "person/ada");
   await admin.publishPolicy({ requestId: randomUUID(), policy: "tests", document: policyDocument });
   return {
@@ -322,6 +344,11 @@ export const openRig = async () => {
     },
     recordsWith: (text: string) => recordsWith(join(dataDir, "bus.db"), text),
     records: () => recordsOf(join(dataDir, "bus.db")),
+    /** How many events of a type name `who`, once every commit is on its topic. */
+    async events(type: string, who: string): Promise<number> {
+      await published();
+      return eventsIn(join(dataDir, "bus.db"), type, who);
+    },
     /** How much each topic and each collection of the services that command holds, once every commit is published and none of them has moved for a while. */
     async written(): Promise<Record<string, number>> {
       const read = () => ({
@@ -333,10 +360,7 @@ export const openRig = async () => {
             .map((name) => rowsOf(join(dataDir, "store", name))),
         ),
       });
-      const files = readdirSync(join(dataDir, "store")).filter((name) => name.endsWith(".db"));
-      await until("every commit on its topic", async () =>
-        files.every((name) => unpublishedIn(join(dataDir, "store", name)) === 0) ? true : undefined,
-      );
+      await published();
       let before = read();
       let quiet = 0;
       await until("rest", async () => {
