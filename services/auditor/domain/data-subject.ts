@@ -202,15 +202,15 @@ const complete = ({ erasure }: SubjectState, command: Command<"Complete">): Subj
   return [create(ErasureCompletedSchema, { pseudonym, ...times })];
 };
 
-const recordExport = (state: SubjectState, command: Command<"RecordExport">): SubjectEvent[] => {
-  cameBefore(state, command.request);
+/** Each time, whatever the request id: data is handed out again, and who got it how often is what the record is for. */
+const recordExport = (command: Command<"RecordExport">): SubjectEvent[] => {
   const { pseudonym, ground, reference, by, nowMs } = command;
   const exported = { exportedBy: { spiffeId: by }, exportedAt: timestampFromMs(nowMs) };
   return [create(DataSubjectExportedSchema, { pseudonym, ground, reference, ...exported })];
 };
 
-const recordOpened = (state: SubjectState, command: Command<"RecordOpened">): SubjectEvent[] => {
-  cameBefore(state, command.request);
+/** Each time, as an export. */
+const recordOpened = (command: Command<"RecordOpened">): SubjectEvent[] => {
   const { pseudonym, eventId, field, ground, reference, by, nowMs } = command;
   const opened = { openedBy: { spiffeId: by }, openedAt: timestampFromMs(nowMs) };
   return [create(SealedFieldOpenedSchema, { pseudonym, eventId, field, ground, reference, ...opened })];
@@ -231,9 +231,9 @@ const decide = (state: SubjectState, command: SubjectCommand): readonly SubjectE
     case "Complete":
       return complete(state, command);
     case "RecordExport":
-      return recordExport(state, command);
+      return recordExport(command);
     case "RecordOpened":
-      return recordOpened(state, command);
+      return recordOpened(command);
   }
 };
 
