@@ -138,6 +138,7 @@ test("paths are made absolute, must exist where asked, and must be private where
   chmodSync(file, 0o640);
   expect(problemsOf(() => config.readConfig({ CURFEW_KEY_FILE: file }, one))[0]).toContain("its owner alone");
   expect(problemsOf(() => config.readConfig({ CURFEW_KEY_FILE: dir }, one))[0]).toContain("existing file");
+  expect(problemsOf(() => config.readConfig({ CURFEW_KEY_FILE: "x".repeat(300) }, one))[0]).toContain("ENAMETOOLONG");
   const keys = { keysDir: config.path({ about: "the keys", existing: "directory", private: true }) };
   chmodSync(dir, 0o700);
   expect(problemsOf(() => config.readConfig({ CURFEW_KEYS_DIR: dir }, keys))).toEqual([

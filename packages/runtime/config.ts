@@ -96,6 +96,14 @@ export const oneOf = <const T extends string>(o: Common<T> & { readonly values: 
     return found;
   });
 
+const statOf = (p: string) => {
+  try {
+    return statSync(p, { throwIfNoEntry: false });
+  } catch (error) {
+    throw new Mistake(`must be a path that can be looked at (${(error as NodeJS.ErrnoException).code ?? "unknown"})`);
+  }
+};
+
 const onlyOurs = (dir: string): void => {
   try {
     assertPrivate(dir);
@@ -112,7 +120,7 @@ export const path = (
   field(o, (raw) => {
     const p = resolve(parseText(raw));
     if (!o.existing) return p;
-    const stat = statSync(p, { throwIfNoEntry: false });
+    const stat = statOf(p);
     if (!(o.existing === "file" ? stat?.isFile() : stat?.isDirectory()))
       throw new Mistake(`must be the path of an existing ${o.existing}`);
     if (o.private && o.existing === "directory") onlyOurs(p);

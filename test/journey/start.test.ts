@@ -296,7 +296,8 @@ paging: { targets: [{ name: x, channel: pigeon }] }
       // How settings go together is told with the rest.
       const together = { CURFEW_TSA_URL: "https://tsa.example/", CURFEW_REBUILD: "files" };
       const personal = join(dir, "personal");
-      mkdirSync(personal, { mode: 0o700 });
+      mkdirSync(personal);
+      chmodSync(personal, service === "auditor" ? 0o755 : 0o700);
       writeFileSync(join(personal, "epoch-1.key"), "no key\n", { mode: 0o600 });
       const given = {
         ...env,
@@ -313,8 +314,9 @@ paging: { targets: [{ name: x, channel: pigeon }] }
         `${keys} is open wider than 0700`,
       ])
         expect(err).toContain(name);
-      if ("CURFEW_PERSONAL_KEYS_DIR" in given)
+      if (service === "verifier")
         expect(err).toContain("CURFEW_PERSONAL_KEYS_DIR must hold keys that can be used (epoch-1.key: damaged");
+      if (service === "auditor") expect(err).toContain(`${personal} is open wider than 0700`);
       if (service === "auditor") expect(err).toContain("CURFEW_TSA_URL and CURFEW_TSA_CA_FILE come together");
       expect(err).not.toContain("postgres");
     },
