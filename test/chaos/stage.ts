@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parsePaging } from "@curfew/breach-notifier/paging.ts";
 import { readSuiteConfig, type SuiteConfig } from "@curfew/deploy/embedded/suite-config.ts";
-import { openIdentityFiles, personCertificateMs } from "@curfew/rpc/identity-files.ts";
+import { type IdentityFiles, openIdentityFiles, personCertificateMs } from "@curfew/rpc/identity-files.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
 import { stringify } from "yaml";
@@ -16,6 +16,7 @@ export interface Stage {
   readonly configFile: string;
   readonly config: SuiteConfig;
   readonly receivers: Receivers;
+  readonly identities: IdentityFiles;
   close(): Promise<void>;
 }
 
@@ -59,6 +60,7 @@ export const openStage = async (): Promise<Stage> => {
     configFile,
     config: readSuiteConfig(configFile, parsePaging),
     receivers,
+    identities,
     async close() {
       await receivers.close();
       rmSync(folder, { recursive: true, force: true });
