@@ -66,23 +66,26 @@ describe("two of every service on a real broker and a real database", () => {
       if (!row || row.released) return undefined;
       return [...scene.suite.services.values()].find(({ address }) => address === row.address);
     };
-    return { holderOf, close: () => store.close() };
+    const names = async () =>
+      new Set((await rows.find({ limit: 1_000 })).map(({ _id }) => _id.slice(0, _id.lastIndexOf("#"))));
+    return { holderOf, names, close: () => store.close() };
   };
 
   /**
-   * Kills who holds the first of these leases, and waits until the other one holds all that were its; then the same for those that were the
-   * other's: one kill, where one held them all. `meanwhile` begins right after a kill, at the survivor.
+   * `leases` are all that the service has. Kills who holds the first, and waits until the other one holds all that were its; then the same
+   * for those that were the other's: one kill, where one held them all. `meanwhile` begins right after a kill, at the survivor.
    */
   const takeOver = async (
     service: string,
     leases: readonly string[],
     meanwhile: (survivor: ServiceProcess) => Promise<void>,
   ) => {
-    const { holderOf, close } = await openHolders(service);
+    const { holderOf, names, close } = await openHolders(service);
     const turn = async (left: readonly string[]): Promise<void> => {
       const holders = await Promise.all(
         left.map((lease) => within(`a holder of ${lease}`, waitMs, () => holderOf(lease))),
       );
+      expect(await names()).toEqual(new Set(leases));
       const victim = holders[0] as ServiceProcess;
       const survivor = scene.service(victim.name === service ? `${service}-2` : service);
       await kill(victim);
