@@ -3,6 +3,7 @@ import { createHash, randomBytes } from "node:crypto";
 import {
   accessSync,
   constants,
+  cpSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -128,9 +129,41 @@ export const prepareFerret = (log: Log = quiet): Promise<string> => {
   const build = async (path: string) => {
     demand(ferretAvailable());
     log("fetching and building FerretDB (once, about a minute)");
-    await run("go", ["build", "-C", here("ferretdb"), "-trimpath", "-o", path, "."]);
+    // A copy, with what it is built from, since that is changed.
+    const copy = mkdtempSync(join(tmpdir(), "curfew-ferretdb-"));
+    try {
+      cpSync(here("ferretdb"), copy, { recursive: true });
+      await run("go", ["mod", "vendor", "-C", copy]);
+      useIndexes(join(copy, "vendor"));
+      await run("go", ["build", "-C", copy, "-trimpath", "-o", path, "."]);
+    } finally {
+      rmSync(copy, { recursive: true, force: true });
+    }
   };
-  return cached(`ferretdb-${shaOf("ferretdb/go.sum", "ferretdb/main.go")}`, build, log);
+  const sources = ["go.sum", "main.go", "indexes.json"].map((file) => `ferretdb/${file}`);
+  return cached(`ferretdb-${shaOf(...sources)}`, build, log);
+};
+
+interface Replacement {
+  readonly file: string;
+  readonly was: string;
+  readonly is: string;
+}
+
+/** Lets FerretDB find documents as a database does: `ferretdb/indexes.json` says why. */
+const useIndexes = (vendor: string): void => {
+  const { replacements } = JSON.parse(readFileSync(here("ferretdb/indexes.json"), "utf8")) as {
+    readonly replacements: readonly Replacement[];
+  };
+  for (const { file, was, is } of replacements) {
+    const path = join(vendor, file);
+    const source = readFileSync(path, "utf8");
+    if (!source.includes(was)) throw new Error(`${file} is not what ferretdb/indexes.json was made for`);
+    writeFileSync(
+      path,
+      source.replace(was, () => is),
+    );
+  }
 };
 
 /** One Kafka broker (and controller) on free ports; answers when this resolves. */

@@ -226,11 +226,8 @@ export const revocation = async (options: { readonly quick: boolean; readonly li
     const show = (value: number) => value.toFixed(2);
     figures.push({ what: "    growth of the median with the watchers, exponent", value: exponent(points), show });
   }
-  return options.live ? [...figures, await live(quick ? 20 : 100)] : figures;
+  return options.live ? [...figures, await live(100)] : figures;
 };
-
-/** Of one live suite: FerretDB reads a whole collection for what MongoDB asks an index, so collections are kept small. */
-const liveRounds = 10;
 
 const live = async (rounds: number): Promise<Figure> => {
   const clients = 100;
@@ -239,18 +236,16 @@ const live = async (rounds: number): Promise<Figure> => {
     value: Number.NaN,
     show: () => "-",
   });
-  const times: Times = [];
-  while (times.length < rounds) {
-    const suite = await openLiveTokens(warmUps + liveRounds);
-    if (typeof suite === "string") return unmeasured(suite);
-    try {
-      times.push(...(await measureRevocations(suite, clients, liveRounds)));
-    } catch (error) {
-      // On a machine that is too busy for marks within 2 s everybody refuses everything, as they should.
-      return unmeasured((error as Error).message);
-    } finally {
-      await suite.close();
-    }
+  const suite = await openLiveTokens(warmUps + rounds);
+  if (typeof suite === "string") return unmeasured(suite);
+  let times: Times;
+  try {
+    times = await measureRevocations(suite, clients, rounds);
+  } catch (error) {
+    // On a machine that is too busy for marks within 2 s everybody refuses everything, as they should.
+    return unmeasured((error as Error).message);
+  } finally {
+    await suite.close();
   }
   return figure(what(clients, "half of them by Kafka; separate processes, FerretDB"), times, 100);
 };
