@@ -95,8 +95,8 @@ const main = async () => {
 };
 
 if (import.meta.main)
-  await main().catch((error: Error & { code?: string }) => {
-    const mistaken = error instanceof ConfigError || error.code?.startsWith("ERR_PARSE_ARGS");
+  await main().catch((error: Error & { code?: unknown }) => {
+    const mistaken = error instanceof ConfigError || String(error.code).startsWith("ERR_PARSE_ARGS");
     if (!mistaken) throw error;
     const problems = error instanceof ConfigError ? error.problems : [error.message];
     process.stderr.write(`cannot prepare:\n${problems.map((problem) => `  ${problem}\n`).join("")}`);

@@ -32,7 +32,8 @@ const readSettings = () => {
   const dataDir = resolve(values.data ?? ".curfew-live");
   const unusable = dataDirectoryProblem(dataDir);
   if (unusable) problems.push(unusable);
-  if (unusable && values.config === undefined) return refuse(problems);
+  // A sample is not written for a start that is refused.
+  if (problems.length > 0 && values.config === undefined) return refuse(problems);
   const sample = () => readFileSync(new URL("../embedded/curfew.yaml", import.meta.url), "utf8");
   try {
     const file = values.config === undefined ? configFileOf(dataDir, sample) : resolve(values.config);

@@ -135,7 +135,7 @@ export const prepareFerret = (log: Log = quiet): Promise<string> => {
       cpSync(here("ferretdb"), copy, { recursive: true });
       await run("go", ["mod", "vendor", "-C", copy]);
       useIndexes(join(copy, "vendor"));
-      await run("go", ["build", "-C", copy, "-trimpath", "-o", path, "."]);
+      await run("go", ["build", "-C", copy, "-mod=vendor", "-trimpath", "-o", path, "."]);
     } finally {
       rmSync(copy, { recursive: true, force: true });
     }

@@ -187,4 +187,16 @@ describe("a watcher", () => {
     expect(last).toMatchObject({ reportedSequence: 7n, allReported: true, goodbye: true, reportedUntil: last?.sentAt });
     await watcher.close();
   });
+
+  test("writes nothing after its goodbye, however long the answer takes: not the next ping, no acknowledgement of what comes now", async () => {
+    revocation.lingersMs = 700;
+    const watcher = await watch();
+    await live(watcher);
+    const closing = watcher.close();
+    revocation.push(revoked(1));
+    await closing;
+    expect(revocation.received.at(-1)).toMatchObject({ case: "ping", value: { goodbye: true } });
+    await until(() => revocation.streams.size).toBe(0);
+    expect(revocation.brokenOff).toBe(0);
+  });
 });

@@ -95,6 +95,8 @@ interface Stream {
   marks: number;
   lastMark: Instant;
   acknowledgements: string[];
+  /** Its goodbye was sent: whatever is written after that destroys the stream, and the goodbye perhaps with it. */
+  finished: boolean;
 }
 
 class RevocationWatcher implements Watcher {
@@ -180,7 +182,15 @@ class RevocationWatcher implements Watcher {
     const { instance, reportsUses } = this.#options;
     const ended = new AbortController();
     const exchange = createClient(RevocationService, channel).watchRevocations({ signal: ended.signal });
-    const stream: Stream = { exchange, ended, pings: 0, marks: 0, lastMark: this.#now(), acknowledgements: [] };
+    const stream: Stream = {
+      exchange,
+      ended,
+      pings: 0,
+      marks: 0,
+      lastMark: this.#now(),
+      acknowledgements: [],
+      finished: false,
+    };
     this.#stream = stream;
     this.#evolve({ type: "connected" });
     try {
@@ -193,7 +203,8 @@ class RevocationWatcher implements Watcher {
     }
   }
 
-  #send({ exchange }: Stream, message: Message): void {
+  #send({ exchange, finished }: Stream, message: Message): void {
+    if (finished) return;
     // A stream that broke ends its loop of responses; there the error is seen.
     exchange.send(message).catch(() => undefined);
   }
@@ -282,6 +293,7 @@ class RevocationWatcher implements Watcher {
     if (stream) {
       this.#acknowledge(stream);
       this.#sendPing(stream, this.#now(), true);
+      stream.finished = true;
       stream.exchange.end();
       const over = new AbortController();
       await Promise.race([this.#running, this.#options.clock.sleep(goodbyeMs, over.signal)]);

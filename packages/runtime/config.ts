@@ -1,4 +1,4 @@
-import { readFileSync, statSync } from "node:fs";
+import { closeSync, openSync, readSync, statSync } from "node:fs";
 import { resolve } from "node:path";
 import { parse as parseYaml } from "yaml";
 import { assertPrivate, NotPrivate } from "./exclusive.ts";
@@ -272,13 +272,20 @@ const freeze = <T>(value: T): T => {
   return value;
 };
 
-/** Reads a file of at most 1 MB; a device has no end, so a plain file. Throws ConfigError, never with content. */
+/** Reads a file, or a pipe, of at most 1 MB: a device may have no end. Throws ConfigError, never with content. */
 export const readConfigText = (file: string): string => {
   try {
-    const stat = statSync(file);
-    if (!stat.isFile()) throw new ConfigError([`${file} cannot be read: it is no plain file`]);
-    if (stat.size > maxConfigFileBytes) throw new ConfigError([`${file} is larger than 1 MB`]);
-    return readFileSync(file, "utf8");
+    const fd = openSync(file, "r");
+    try {
+      const bytes = Buffer.alloc(maxConfigFileBytes + 1);
+      let length = 0;
+      for (let got = -1; got !== 0 && length < bytes.length; length += got)
+        got = readSync(fd, bytes, length, bytes.length - length, null);
+      if (length > maxConfigFileBytes) throw new ConfigError([`${file} is larger than 1 MB`]);
+      return bytes.toString("utf8", 0, length);
+    } finally {
+      closeSync(fd);
+    }
   } catch (e) {
     if (e instanceof ConfigError) throw e;
     throw new ConfigError([`${file} cannot be read: ${(e as NodeJS.ErrnoException).code ?? "unknown"}`]);

@@ -68,7 +68,7 @@ export const auditorSpec = {
   tsaAllow,
 } as const;
 
-/** Where settings do not go together. */
+/** Where settings do not go together, of those that could be read: one that is absent here, not undefined, is wrong by itself. */
 export const ledgerProblems = (given: {
   readonly ledgerDir?: unknown;
   readonly ledgerBucketFile?: unknown;
@@ -81,10 +81,11 @@ export const ledgerProblems = (given: {
   const problems: string[] = [];
   if (given.ledgerDir && given.ledgerBucketFile)
     problems.push("CURFEW_LEDGER_DIR and CURFEW_LEDGER_BUCKET_FILE are both given: the files have one place");
-  if (!given.tsaUrl !== !given.tsaCaFile) problems.push("CURFEW_TSA_URL and CURFEW_TSA_CA_FILE come together");
+  if ("tsaUrl" in given && "tsaCaFile" in given && !given.tsaUrl !== !given.tsaCaFile)
+    problems.push("CURFEW_TSA_URL and CURFEW_TSA_CA_FILE come together");
   const needs = (name: string, what: string) =>
     problems.push(`${name} needs CURFEW_LEDGER_DIR or CURFEW_LEDGER_BUCKET_FILE, ${what}`);
-  if (!given.ledgerDir && !given.ledgerBucketFile) {
+  if ("ledgerDir" in given && "ledgerBucketFile" in given && !given.ledgerDir && !given.ledgerBucketFile) {
     if (given.tsaUrl) needs("CURFEW_TSA_URL", "whose checkpoint is stamped");
     if (given.ledgerListen) needs("CURFEW_LEDGER_LISTEN", "which it serves");
     if (given.witnessPolicyFile) needs("CURFEW_WITNESS_POLICY_FILE", "whose checkpoint is cosigned");

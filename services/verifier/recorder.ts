@@ -201,7 +201,12 @@ class Lane {
   async #answerAll(batch: readonly Waiting[]): Promise<void> {
     let answered = 0;
     for (const waiting of batch) {
-      if (this.#durable(waiting)) answered += 1;
+      try {
+        if (this.#durable(waiting)) answered += 1;
+      } catch (error) {
+        // Of one alone: who waits behind it is answered, and what follows is sent.
+        this.#log.error({ err: error }, "a durable use was not answered");
+      }
       if (answered < answersPerTurn) continue;
       answered = 0;
       await nextTurn();

@@ -247,5 +247,9 @@ const live = async (rounds: number): Promise<Figure> => {
   } finally {
     await suite.close();
   }
-  return figure(what(clients, "half of them by Kafka; separate processes, FerretDB"), times, 100);
+  return figure(
+    what(clients, "half of them by Kafka; separate processes, FerretDB as deploy/dev builds it"),
+    times,
+    100,
+  );
 };

@@ -198,6 +198,7 @@ const table: readonly Row[] = [
     refused: "HOLD_UNKNOWN",
   },
   {
+    // Each export is recorded, whatever its id: so it is for the opening below.
     ...{ ...dpos, method: subjects.exportDataSubject, request: async () => person(5) },
     // Personal data is handed out again: that is another access, under whatever id, and recorded.
     events: { "curfew.data-subject.exported.v1": ["each time", "each time"] },

@@ -226,7 +226,7 @@ paging: { targets: [{ name: x, channel: pigeon }] }
   test.each([
     ["is not there", () => "/nowhere/curfew.yaml", /curfew\.yaml cannot be read/],
     ["is a directory", () => dir, /cannot be read/],
-    ["has no end", () => "/dev/zero", /\/dev\/zero cannot be read: it is no plain file/],
+    ["has no end", () => "/dev/zero", /\/dev\/zero is larger than 1 MB/],
     ["is no YAML", () => write("no.yaml", "a: [1\nb: }"), /no\.yaml/],
     ["holds no settings", () => write("list.yaml", "- 1\n"), /list\.yaml/],
   ])("a configuration file that %s", async (_, file, complaint) => {

@@ -82,6 +82,10 @@ export const openFakeRevocation = () => {
     /** No marks while false. */
     marks: true as boolean,
     leases: true as boolean,
+    /** How long a stream stays open after its watcher has sent all. */
+    lingersMs: 0,
+    /** Streams that were broken off. */
+    brokenOff: 0,
     /** Of every watcher, as measured. */
     clockOffsetMs: 0,
     positions: positionsAt(10),
@@ -135,7 +139,10 @@ export const openFakeRevocation = () => {
       },
     };
     const { finish } = stream;
-    signal.addEventListener("abort", finish);
+    signal.addEventListener("abort", () => {
+      if (!over) fake.brokenOff += 1;
+      finish();
+    });
     const reading = (async () => {
       for await (const request of requests) {
         received.push(request.kind);
@@ -147,7 +154,7 @@ export const openFakeRevocation = () => {
           stream.push(markOf(request.kind.value.sequence));
       }
     })();
-    reading.then(finish, finish);
+    reading.then(() => systemClock.sleep(fake.lingersMs)).then(finish, finish);
     try {
       while (!over || queue.length > 0) {
         const message = queue.shift();

@@ -213,7 +213,7 @@ class Export {
 
   #drafted() {
     if (this.#drafts.size > 0)
-      throw refused("INVALID_ARGUMENT", "DRAFT_UNKNOWN", "a draft is none of this case whose hash is in the ledger");
+      throw refused("NOT_FOUND", "DRAFT_UNKNOWN", "a draft is none of this case whose hash is in the ledger");
     return this.#placed.sort((a, b) => a.index - b.index);
   }
 

@@ -498,7 +498,7 @@ export const ErasureConsumerSchema: GenMessage<ErasureConsumer> = /*@__PURE__*/
  */
 export type ExportDataSubjectRequest = Message<"curfew.auditor.v1.ExportDataSubjectRequest"> & {
   /**
-   * UUID (AIP-155); the same for every page.
+   * UUID; the same for every page. Each export is recorded, also one under an id that came before.
    *
    * @generated from field: string request_id = 1;
    */
@@ -666,7 +666,7 @@ export const ExportedEventSchema: GenMessage<ExportedEvent> = /*@__PURE__*/
  */
 export type OpenSealedFieldRequest = Message<"curfew.auditor.v1.OpenSealedFieldRequest"> & {
   /**
-   * UUID (AIP-155).
+   * UUID. Each opening is recorded, also one under an id that came before.
    *
    * @generated from field: string request_id = 1;
    */
