@@ -74,6 +74,23 @@ it("a send that is refused while the callers of the one before are answered fail
   expect(await count()).toBe(100);
 });
 
+it("one that cannot be told of its caller's leaving holds up no other, nor what is sent next", async () => {
+  gate.hold();
+  const leaving = new AbortController();
+  const unanswered = () => {
+    throw new Error("cannot be encoded");
+  };
+  const left = recorder.record([{ record: record("k"), unanswered }], callerOf(leaving.signal));
+  const others = Array.from({ length: 40 }, () => recorder.record(facts(1), patient));
+  await vi.waitFor(() => expect(gate.held()).toBe(1), bound);
+  leaving.abort(new Error("gone"));
+  gate.release();
+  await expect(left).rejects.toThrow("gone");
+  await Promise.all(others);
+  await recorder.record(facts(1), patient);
+  expect(await count()).toBe(42);
+});
+
 it("ten thousand waiting facts are the limit; more are refused with a time to come back, and those are kept", async () => {
   gate.hold();
   const waiting = Array.from({ length: maxWaiting / 250 }, () => recorder.record(facts(250), patient));

@@ -97,7 +97,7 @@ describe("an erasure", () => {
   it("leaves nothing that a hold could keep, and can still be looked at", () => {
     given([requested]).when(place).thenRejected("ERASURE_UNDER_WAY");
     const export_: SubjectCommand = {
-      ...{ type: "RecordExport", ground: AccessGround.DATA_SUBJECT_REQUEST, reference, ...base, ...request(5) },
+      ...{ type: "RecordExport", ground: AccessGround.DATA_SUBJECT_REQUEST, reference, ...base },
     };
     given(whole)
       .when(export_)
@@ -108,7 +108,7 @@ describe("an erasure", () => {
       ]);
     const opening = { eventId: "u/decided", field: "source.address", ground: AccessGround.INCIDENT, reference };
     given([])
-      .when({ type: "RecordOpened", ...opening, ...base, ...request(6) })
+      .when({ type: "RecordOpened", ...opening, ...base })
       .then([create(SealedFieldOpenedSchema, { pseudonym, ...opening, openedBy: by, openedAt: at(t0) })]);
   });
 });

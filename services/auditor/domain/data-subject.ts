@@ -74,11 +74,13 @@ export interface SubjectState {
   readonly requests: readonly { readonly key: string; readonly hash: string }[];
 }
 
-interface Asked {
+interface By {
   readonly pseudonym: string;
   /** SPIFFE ID from the certificate. */
   readonly by: string;
   readonly nowMs: number;
+}
+interface Asked extends By {
   readonly request: { readonly key: string; readonly hash: string };
 }
 interface Why {
@@ -100,8 +102,8 @@ export type SubjectCommand =
       readonly backupDays: number;
       readonly nowMs: number;
     }
-  | ({ readonly type: "RecordExport" } & Why & Asked)
-  | ({ readonly type: "RecordOpened"; readonly eventId: string; readonly field: string } & Why & Asked);
+  | ({ readonly type: "RecordExport" } & Why & By)
+  | ({ readonly type: "RecordOpened"; readonly eventId: string; readonly field: string } & Why & By);
 type Command<Type extends SubjectCommand["type"]> = Extract<SubjectCommand, { type: Type }>;
 
 export type SubjectRejection =

@@ -5,9 +5,7 @@ import {
   type EraseDataSubjectRequest,
   EraseDataSubjectRequestSchema,
   type ExportDataSubjectRequest,
-  ExportDataSubjectRequestSchema,
   type OpenSealedFieldRequest,
-  OpenSealedFieldRequestSchema,
   type PlaceLegalHoldRequest,
   PlaceLegalHoldRequestSchema,
   type ReleaseLegalHoldRequest,
@@ -166,8 +164,8 @@ class SubjectCalls {
     const { pseudonym } = source.address;
     const key = await this.#keyOf(pseudonym);
     if (!key) throw failed("FAILED_PRECONDITION", "DATA_SUBJECT_ERASED", erasedText);
-    const asked = this.#asked(pseudonym, request, OpenSealedFieldRequestSchema, ctx);
-    await this.#handle({ type: "RecordOpened", eventId, field: addressField, ground, reference, ...asked }, ctx);
+    const opened = { eventId, field: addressField, ground, reference, ...this.#by(pseudonym, ctx) };
+    await this.#handle({ type: "RecordOpened", ...opened }, ctx);
     return { pseudonym, address: this.#opened(key, source.address, useId), country: source.country };
   }
 
@@ -175,10 +173,8 @@ class SubjectCalls {
     const { ground, reference } = request;
     const pseudonym = await this.pseudonymOf(request.subject);
     const from = parsePageToken(request.pageToken, pseudonym);
-    if (request.pageToken === "") {
-      const asked = this.#asked(pseudonym, request, ExportDataSubjectRequestSchema, ctx);
-      await this.#handle({ type: "RecordExport", ground, reference, ...asked }, ctx);
-    }
+    if (request.pageToken === "")
+      await this.#handle({ type: "RecordExport", ground, reference, ...this.#by(pseudonym, ctx) }, ctx);
     const size = this.#parts.sealedSize();
     const { events, next } = await this.#eventsOf(pseudonym, from, size);
     return {
@@ -190,6 +186,10 @@ class SubjectCalls {
     };
   }
 
+  #by(pseudonym: string, { caller }: CallContext) {
+    return { pseudonym, by: caller.uri, nowMs: this.#parts.clock.now() };
+  }
+
   /** The request's key, over the pseudonym in place of whatever named the person: no hash of an identity may come into an event. */
   #asked<D extends Parameters<typeof requestKeyOf>[2]>(
     pseudonym: string,
@@ -197,10 +197,10 @@ class SubjectCalls {
     desc: D,
     ctx: CallContext,
   ) {
-    const named = { ...request, subject: undefined, pageToken: "" } as unknown as Parameters<typeof requestKeyOf<D>>[3];
+    const named = { ...request, subject: undefined } as unknown as Parameters<typeof requestKeyOf<D>>[3];
     const { keyHex, requestHash } = requestKeyOf(ctx, request.requestId, desc, named);
     const about = hash("sha256", `${requestHash} ${pseudonym}`);
-    return { pseudonym, by: ctx.caller.uri, nowMs: this.#parts.clock.now(), request: { key: keyHex, hash: about } };
+    return { ...this.#by(pseudonym, ctx), request: { key: keyHex, hash: about } };
   }
 
   async #handle(command: SubjectCommand, { signal, deadlineMs }: CallContext): Promise<void> {
