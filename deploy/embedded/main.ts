@@ -1,8 +1,9 @@
 import { readFileSync } from "node:fs";
-import { resolve } from "node:path";
+import { join, resolve } from "node:path";
 import { parsePaging } from "@curfew/breach-notifier/paging.ts";
 import { StoreBehind } from "@curfew/event-log/own-topic.ts";
 import { KeyringError } from "@curfew/keyring/key-files.ts";
+import { damagedKeys } from "@curfew/keyring/stored-key.ts";
 import { yearOf } from "@curfew/ledger/shard.ts";
 import { AddressUnavailable } from "@curfew/rpc/server.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
@@ -33,6 +34,9 @@ const readSettings = () => {
   if (unusable) problems.push(unusable);
   // Which is where it would stand.
   if (unusable && !options.configFile) return refuse(problems);
+  const keysDir = options.keysDir ?? join(options.dataDir, "keys");
+  for (const damage of damagedKeys(keysDir, /\.key$/))
+    problems.push(`${keysDir}: ${damage}: restore it from the backup of the keys, no other can take its place`);
   const sample = () => readFileSync(new URL("./curfew.yaml", import.meta.url), "utf8");
   try {
     const configFile = options.configFile ?? configFileOf(options.dataDir, sample);

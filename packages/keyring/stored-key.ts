@@ -1,5 +1,6 @@
 import { createHash, createSecretKey, type KeyObject } from "node:crypto";
-import { KeyringError } from "./key-files.ts";
+import { readdirSync } from "node:fs";
+import { KeyringError, readKeyFile } from "./key-files.ts";
 
 export const keyBytes = 32;
 
@@ -23,3 +24,30 @@ export const parseStored = (file: string, text: string): StoredKey => {
   if (!m || key.length !== keyBytes || checkOf(key) !== m[3]) throw new KeyringError(`${file}: damaged key file`);
   return { key: createSecretKey(key), createdAtMs: Number(m[1]) };
 };
+
+const filesOf = (dir: string): string[] => {
+  try {
+    return readdirSync(dir).sort();
+  } catch {
+    return [];
+  }
+};
+
+/**
+ * What is wrong with the files of `dir` whose name fits, so that it is told at start and not when a key is first used. Makes nothing;
+ * of a directory that cannot be listed openKeyring tells.
+ */
+export const damagedKeys = (dir: string, ours: RegExp): string[] =>
+  filesOf(dir)
+    .filter((name) => ours.test(name))
+    .flatMap((file) => {
+      try {
+        const text = readKeyFile(dir, file);
+        // Gone meanwhile: an epoch that is over.
+        if (text !== undefined) parseStored(file, text);
+        return [];
+      } catch (error) {
+        if (error instanceof KeyringError) return [error.message];
+        throw error;
+      }
+    });

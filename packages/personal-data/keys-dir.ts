@@ -1,6 +1,4 @@
-import { readdirSync } from "node:fs";
-import { KeyringError, readKeyFile } from "@curfew/keyring/key-files.ts";
-import { parseStored } from "@curfew/keyring/stored-key.ts";
+import { damagedKeys } from "@curfew/keyring/stored-key.ts";
 import { type Field, Mistake, optional, path } from "@curfew/runtime/config.ts";
 
 const about = "directory of the keys of that database, 0700, shared by verifiers and auditors; default: keysDir";
@@ -11,15 +9,8 @@ export const personalKeysDir: Field<string | undefined> = optional({
   about,
   parse: (raw) => {
     const dir = path({ about, existing: "directory", private: true }).parse(raw);
-    for (const file of readdirSync(dir).filter((name) => ours.test(name)))
-      try {
-        const text = readKeyFile(dir, file);
-        // Gone meanwhile: an epoch that is over.
-        if (text !== undefined) parseStored(file, text);
-      } catch (error) {
-        if (!(error instanceof KeyringError)) throw error;
-        throw new Mistake(`must hold keys that can be used (${error.message})`);
-      }
+    const damaged = damagedKeys(dir, ours);
+    if (damaged.length > 0) throw new Mistake(`must hold keys that can be used (${damaged.join("; ")})`);
     return dir;
   },
 });

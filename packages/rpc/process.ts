@@ -9,6 +9,7 @@ import { openKafkaBus } from "@curfew/event-log/kafka.ts";
 import { ownTopics } from "@curfew/event-log/own-topic.ts";
 import { restoreStore } from "@curfew/event-log/restore.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
+import { damagedKeys } from "@curfew/keyring/stored-key.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import {
   address,
@@ -116,6 +117,8 @@ export interface ServiceProgram<S extends Spec> {
   readonly env: Readonly<Record<string, string | undefined>>;
   /** Mistakes in how settings go together, of what could be read. */
   readonly check?: (given: Partial<Config<S>>) => readonly string[];
+  /** Files of the keys directory that it uses: a damaged one is a mistake in its configuration. Default: none. */
+  readonly keys?: RegExp;
   /** Composes the service. What it opens besides (further stores) it closes with the service. */
   readonly open: (parts: ServiceParts, config: Config<S> & CommonConfig) => Promise<RunningService>;
 }
@@ -266,9 +269,12 @@ const complain = (name: string, problems: readonly string[]): never => {
 };
 
 const configOf = <S extends Spec>(program: ServiceProgram<S>): Config<S> & CommonConfig => {
-  const { name, spec, env } = program;
+  const { name, spec, env, keys } = program;
   const check = (given: Partial<Config<S> & CommonConfig>) => [
     ...identityProblems(name, given),
+    ...(keys && given.keysDir !== undefined ? damagedKeys(given.keysDir, keys) : []).map(
+      (damage) => `CURFEW_KEYS_DIR must hold keys that can be used: ${damage}`,
+    ),
     ...(program.check?.(given) ?? []),
   ];
   try {

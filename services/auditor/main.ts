@@ -13,6 +13,7 @@ import { openAuditor } from "./service.ts";
 await runService({
   name: "auditor",
   spec: auditorSpec,
+  keys: /^(signing-.+|epoch-\d+|secret-identifiers)\.key$/,
   env: environment,
   check: ledgerProblems,
   open: async (parts, config) => {

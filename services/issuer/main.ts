@@ -5,6 +5,7 @@ import { openIssuer } from "./service.ts";
 await runService({
   name: "issuer",
   spec: issuerSpec,
+  keys: /^(pepper-\d+|secret-challenges)\.key$/,
   env: process.env,
   open: (parts, { identitiesDir }) => openIssuer({ ...parts, ...(identitiesDir && { identitiesDir }) }),
 });

@@ -5,6 +5,7 @@ import { openRevocation } from "./service.ts";
 await runService({
   name: "revocation",
   spec: revocationSpec,
+  keys: /^pepper-\d+\.key$/,
   env: environment,
   open: (parts) => openRevocation(parts),
 });

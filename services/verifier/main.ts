@@ -11,6 +11,7 @@ const hostPort = ({ host, port }: { host: string; port: number }) =>
 await runService({
   name: "verifier",
   spec: verifierSpec,
+  keys: /^(pepper-\d+|epoch-\d+|secret-identifiers)\.key$/,
   env: environment,
   open: async (parts, config) => {
     const { mongoUrl, mongoTls, personalDatabase, revocationAddresses, caFile, identityDir, keysDir } = config;

@@ -1,5 +1,15 @@
 import { randomUUID } from "node:crypto";
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -245,6 +255,36 @@ paging: { targets: [{ name: x, channel: pigeon }] }
     const { code, err } = await refusal(start({ args: ["--keys", keys], prefix }));
     expect(code).toBe(2);
     expect(err).toContain(`${keys} ${complaint}`);
+  });
+
+  test("keys that are damaged, all of them, told with what else is wrong", async () => {
+    await stop(await startReady(), "SIGTERM");
+    const keys = join(data(), "keys");
+    const files = readdirSync(keys);
+    expect(files.length).toBeGreaterThan(2);
+    for (const file of files) writeFileSync(join(keys, file), "no key\n");
+    const { code, err } = await refusal(start({ args: ["--prot", "1"] }));
+    expect(code).toBe(2);
+    for (const file of files) expect(err).toContain(`${keys}: ${file}: damaged key file: restore it`);
+    expect(err).toContain("--prot");
+    for (const file of files) expect(readFileSync(join(keys, file), "utf8")).toBe("no key\n");
+  });
+
+  test.each([
+    ["issuer", ["pepper-1.key", "secret-challenges.key"]],
+    ["verifier", ["epoch-1.key", "pepper-1.key", "secret-identifiers.key"]],
+    ["revocation", ["pepper-1.key"]],
+    ["auditor", ["epoch-1.key", "secret-identifiers.key", "signing-x%2Fledger.key"]],
+    ["breach-notifier", []],
+  ])("%s as a process of its own names the damaged keys that it uses, and no others", async (service, its) => {
+    const keys = join(dir, "keys");
+    mkdirSync(keys, { mode: 0o700 });
+    const all = ["epoch-1", "pepper-1", "secret-challenges", "secret-identifiers", "signing-x%2Fledger"];
+    for (const name of all) writeFileSync(join(keys, `${name}.key`), "no key\n", { mode: 0o600 });
+    const env = { CURFEW_KEYS_DIR: keys };
+    const { code, err } = await refusal(keep(startProgram(`services/${service}/main.ts`, [], { env })));
+    expect(code).toBe(2);
+    expect(err.match(/\S+(?=: damaged key file)/g) ?? []).toEqual(its);
   });
 
   test("a port that is taken", async () => {
