@@ -49,6 +49,7 @@ export default defineConfig({
   test: {
     reporters: ["default", new PlainLine()],
     retry: 0,
+    expect: { poll: { timeout: 20_000 } },
     passWithNoTests: lacking.length > 0,
     projects: [
       {

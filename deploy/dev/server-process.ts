@@ -115,14 +115,17 @@ const accepts = (port: number) =>
 
 const lowestPort = 15_000;
 const highestPort = 30_000;
+let next = Math.floor(Math.random() * (highestPort - lowestPort));
 
 /**
  * A port nobody listens on, below the range from which systems take the ports of outgoing connections: a client that retries
- * against a stopped server cannot take its port, nor connect to itself.
+ * against a stopped server cannot take its port, nor connect to itself. One after another: it is given to nobody else before its
+ * server listens, or while that is killed.
  */
 export const freePort = async (): Promise<number> => {
   for (let i = 0; i < 100; i += 1) {
-    const port = lowestPort + Math.floor(Math.random() * (highestPort - lowestPort));
+    const port = lowestPort + (next % (highestPort - lowestPort));
+    next += 1;
     if (await listens(port)) return port;
   }
   throw new Error(`no free port found between ${lowestPort} and ${highestPort}`);

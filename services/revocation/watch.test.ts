@@ -590,12 +590,12 @@ describe("an SDK's uses", () => {
     const sdk = await leased(service, "sdk-1", "workload/invoices", true);
     const nowMs = systemClock.now();
     const reported = (ms: number) => ({ reportedUntil: timestampFromMs(ms), allReported: false });
-    await sdk.mark(reported(nowMs + 100));
+    await sdk.mark(reported(nowMs));
     const grantedAtMs = (await newestLease("sdk-1")).allReportedAtMs;
-    await eventually(() => expect(systemClock.now()).toBeGreaterThan(nowMs + 150));
+    await eventually(() => expect(systemClock.now()).toBeGreaterThan(nowMs + 500));
     // Back is nowhere: what was reported once stays reported.
     await sdk.mark(reported(nowMs - 10_000));
-    await sdk.mark(reported(nowMs + 120));
+    const { clockOffset } = await sdk.mark(reported(nowMs + 400));
     sdk.cut();
     const [gap] = await eventually(async () => {
       const all = await gaps();
@@ -603,9 +603,11 @@ describe("an SDK's uses", () => {
       return all;
     });
     const fromMs = gap?.from ? timestampMs(gap.from) : 0;
-    expect(fromMs).toBeGreaterThanOrEqual(nowMs + 119);
+    // On a busy machine a ping travels long, and seems to be of a clock that is behind.
+    const behindMs = clockOffset ? -durationMs(clockOffset) : 0;
+    expect(fromMs).toBeGreaterThanOrEqual(nowMs + 399);
     expect(fromMs).toBeGreaterThan(grantedAtMs);
-    expect(fromMs).toBeLessThan(nowMs + 150);
+    expect(fromMs).toBeLessThanOrEqual(nowMs + 401 + behindMs);
   });
 
   it("are not reported in the future, on a clock that is right or wrong", async () => {

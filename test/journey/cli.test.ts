@@ -525,8 +525,9 @@ describe("cases and the ledger", () => {
     expect(table.out).toMatch(/^integrity: +holds: /m);
     expect(table.out).toMatch(/^not proved: /m);
 
+    // In a file of it: of a header between two, Python reads less than we do.
     const changed = readFileSync(at("b1.zip"));
-    changed[changed.length >> 1] = (changed[changed.length >> 1] as number) ^ 1;
+    changed.write("X", changed.indexOf('"curfew.leak.reported.v1"') + 1);
     writeFileSync(at("changed.zip"), changed);
     expect(await verify("changed.zip", "--key", verifierKey)).toMatchObject({
       code: 1,

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { once } from "node:events";
 import {
   chmodSync,
   existsSync,
@@ -94,7 +95,7 @@ const act = async () => {
   const [kept, leaked] = [await create(), await create()];
   const security = people.client(RevocationService, "revocation", "person/sam");
   await security.revokeToken({ requestId: randomUUID(), tokenId: leaked, reason: 2 });
-  const caseId = await vi.waitFor(async () => (await look(leaked)).caseId, { timeout: 20_000, interval: 50 });
+  const caseId = await vi.waitFor(async () => (await look(leaked)).caseId, patient);
   return { kept, leaked, caseId };
 };
 /** What is there, as somebody else sees it after a start. */
@@ -107,6 +108,8 @@ const look = async (leaked: string) => {
   if (!cases[0]) throw new Error("no case yet");
   return { tokens: tokens.map(({ tokenId }) => tokenId).sort(), caseId: cases[0].caseId };
 };
+
+const patient = { timeout: 20_000, interval: 50 };
 
 describe("npm start", { timeout: 120_000 }, () => {
   test("says where everything is and that nobody is paged, and leaves nothing behind at a stop", async () => {
@@ -139,17 +142,18 @@ describe("npm start", { timeout: 120_000 }, () => {
   test("a second start has everything, after SIGTERM and after kill -9, at once", async () => {
     const first = await startReady();
     const { kept, leaked, caseId } = await act();
+    const held = { tokens: [kept, leaked].sort(), caseId };
     await Promise.all(closers.splice(0).map((close) => close()));
     expect(await stop(first, "SIGTERM")).toEqual({ code: 0, signal: null });
 
     const second = await startReady();
-    await vi.waitFor(async () => expect(await look(leaked)).toEqual({ tokens: [kept, leaked].sort(), caseId }));
+    await vi.waitFor(async () => expect(await look(leaked)).toEqual(held), patient);
     await Promise.all(closers.splice(0).map((close) => close()));
     expect(await stop(second, "SIGKILL")).toEqual({ code: null, signal: "SIGKILL" });
     expect(existsSync(join(data(), "endpoints.json"))).toBe(true);
 
     await startReady();
-    await vi.waitFor(async () => expect(await look(leaked)).toEqual({ tokens: [kept, leaked].sort(), caseId }));
+    await vi.waitFor(async () => expect(await look(leaked)).toEqual(held), patient);
     expect(await publishesAtOnce()).toBe(true);
     expect((await act()).kept).toMatch(/^tok_/);
   });
@@ -291,7 +295,7 @@ paging: { targets: [{ name: x, channel: pigeon }] }
     const port = await freePort();
     const other = createServer().listen(port, "localhost");
     closers.push(async () => other.close());
-    await vi.waitFor(() => expect(other.listening).toBe(true));
+    await once(other, "listening");
     const program = startProgram("deploy/embedded/main.ts", ["--data", data(), "--port", String(port)]);
     const { code, err } = await refusal(keep(program));
     expect(code).toBe(2);
