@@ -1,5 +1,6 @@
 import { type Collection, StoreUnavailable } from "@curfew/document-store/port.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
+import { leastOf } from "@curfew/runtime/halving.ts";
 import { span, withSpan } from "@curfew/runtime/telemetry.ts";
 import {
   type Batch,
@@ -44,21 +45,22 @@ export class Interrupted extends Error {
   override name = "Interrupted";
 }
 
+export type Batches = Pick<Collection<BatchDoc>, "get">;
+
+/** A batch that was sealed: LedgerBroken where it is not there. */
+export const batchAt = async (batches: Batches, number: number): Promise<BatchDoc> => {
+  const doc = await batches.get(batchId(number));
+  if (!doc) throw new LedgerBroken(`${batchId(number)} has vanished`);
+  return doc;
+};
+
 /** The first batch with which the ledger has `size` leaves or more, by halving: sizes grow with the numbers. Undefined: there is none yet. */
 export const batchReaching = async (batches: Pick<Collection<BatchDoc>, "get" | "findLatest">, size: number) => {
   const [last] = await batches.findLatest({ order: -1, limit: 1 });
   if (!last || last.size < size) return undefined;
-  let low = 1;
-  let high = Number(last._id.slice(last._id.indexOf("/") + 1));
-  while (low < high) {
-    const middle = Math.floor((low + high) / 2);
-    const doc = await batches.get(batchId(middle));
-    if (!doc) throw new LedgerBroken(`${batchId(middle)} has vanished`);
-    if (doc.size < size) low = middle + 1;
-    else high = middle;
-  }
-  const doc = await batches.get(batchId(low));
-  return doc && { doc, number: low };
+  const latest = Number(last._id.slice(last._id.indexOf("/") + 1));
+  const number = await leastOf(1, latest, async (each) => (await batchAt(batches, each)).size >= size);
+  return { doc: await batchAt(batches, number), number };
 };
 
 /** The ledger's shards that have an entry, the newest first, each with its last batch. */
@@ -95,11 +97,7 @@ export const openLedger = (parts: {
     }
   };
 
-  const read = async (number: number): Promise<BatchDoc> => {
-    const doc = await batches.get(batchId(number));
-    if (!doc) throw new LedgerBroken(`${batchId(number)} has vanished`);
-    return doc;
-  };
+  const read = (number: number) => batchAt(batches, number);
 
   const lastDerived = async (): Promise<LedgerHead> => {
     const [row] = await models.checkpoints.find({ order: -1, limit: 1 });

@@ -9,6 +9,7 @@ import type { ProducerTrust } from "@curfew/event-log/producer-key.ts";
 import { HASH_BYTES } from "@curfew/ledger/hash.ts";
 import { decodeLeaf, type SealedRecord } from "@curfew/ledger/leaf.ts";
 import type { NodeAddress } from "@curfew/ledger/tree.ts";
+import { leastOf } from "@curfew/runtime/halving.ts";
 import { type ChainPoint, type CheckedBatch, openCompleteness, streamPlace } from "./completeness.ts";
 import {
   type Batch,
@@ -86,6 +87,22 @@ const maxFilterLength = 128;
 
 export const entryId = (index: number) => String(index).padStart(16, "0");
 export const checkpointId = (batch: number) => String(batch).padStart(10, "0");
+
+/** Of a leaf that was derived: LedgerBroken where it is not there. */
+export const entryAt = async (entries: Pick<Collection<EntryRow>, "get">, index: number): Promise<EntryRow> => {
+  const row = await entries.get(entryId(index));
+  if (!row) throw new LedgerBroken(`leaf ${index} has vanished from the read model`);
+  return row;
+};
+
+export type Checkpoints = Pick<Collection<CheckpointRow>, "get">;
+
+/** Of a batch that was published: LedgerBroken where it is not there. */
+export const checkpointAt = async (checkpoints: Checkpoints, batch: number): Promise<CheckpointRow> => {
+  const row = await checkpoints.get(checkpointId(batch));
+  if (!row) throw new LedgerBroken(`checkpoint ${batch} has vanished`);
+  return row;
+};
 
 const keyId = (kind: "event" | "stream" | "signed", text: string): string =>
   text.isWellFormed() && !text.includes("\0") && Buffer.byteLength(text) <= maxKeyBytes
@@ -212,14 +229,11 @@ export const openProjection = (parts: {
     async lastOf(topic, partition, before) {
       const next = nextOffset(before.positions, topic, partition);
       if (next === 0) return undefined;
-      let [low, high] = [1, before.batch];
-      while (low < high) {
-        const middle = Math.floor((low + high) / 2);
-        const row = await checkpoints.get(checkpointId(middle));
-        if (nextOffset(row?.positions ?? [], topic, partition) >= next) high = middle;
-        else low = middle + 1;
-      }
-      const { first, size } = (await checkpoints.get(checkpointId(low))) ?? { first: 0, size: 0 };
+      const batch = await leastOf(1, before.batch, async (number) => {
+        const { positions } = await checkpointAt(checkpoints, number);
+        return nextOffset(positions, topic, partition) >= next;
+      });
+      const { first, size } = await checkpointAt(checkpoints, batch);
       const rows = await entries.find({ from: entryId(first), below: entryId(size), limit: maxBatchRecords });
       const records = rows.map(({ leaf }) => decodeLeaf(leaf));
       return records.findLast((record) => record.topic === topic && record.partition === partition);

@@ -14,12 +14,14 @@ import { verifyConsistency, verifyInclusion } from "@curfew/ledger/proof.ts";
 import { yearOf } from "@curfew/ledger/shard.ts";
 import { proveConsistency, proveInclusion, treeRoot } from "@curfew/ledger/tree.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
+import { leastOf } from "@curfew/runtime/halving.ts";
 import { batchPast } from "./checks/sealed-places.ts";
-import { type BatchDoc, batchId, LedgerBroken, nextOffset, type Shard } from "./domain.ts";
+import { type BatchDoc, LedgerBroken, nextOffset, type Shard } from "./domain.ts";
 import { sealedEvent } from "./event-view.ts";
 import { checkedRow, type Follower } from "./follower.ts";
+import { batchAt } from "./ledger.ts";
 import type { LedgerSeal } from "./ledger-keys.ts";
-import { type CheckpointRow, checkpointId, entryId, eventKey, type ReadModels, readNodes } from "./projections.ts";
+import { type CheckpointRow, checkpointAt, entryAt, eventKey, type ReadModels, readNodes } from "./projections.ts";
 import { type OutsideClocks, outsideTimes } from "./public-log/outside-times.ts";
 
 /** Proofs out of the read model. What leaves here was checked here: one that does not hold says that the store was changed. */
@@ -46,8 +48,7 @@ const indexOfPosition = async (parts: ProofParts, latest: CheckpointRow, positio
   const offset = Number(position.offset);
   if (nextOffset(latest.positions, topic, partition) <= offset) throw notFound("no such record has been sealed");
   const low = await batchPast(parts.models.checkpoints, position, offset, { low: 1, latest: latest.batch });
-  const doc = await parts.batches.get(batchId(low));
-  if (!doc) throw new LedgerBroken(`${batchId(low)} has vanished`);
+  const doc = await batchAt(parts.batches, low);
   const at = doc.leaves.map(decodeLeaf).findIndex((r) => {
     return r.topic === topic && r.partition === partition && r.offset === offset;
   });
@@ -72,32 +73,11 @@ const fromRows = async <T>(what: string, make: () => Promise<T>): Promise<T> => 
   }
 };
 
-const leafAt = async ({ models }: ProofParts, index: number) => {
-  const row = await models.entries.get(entryId(index));
-  if (!row) throw new LedgerBroken(`leaf ${index} has vanished from the read model`);
-  return row;
-};
-
-const checkpointOf = async ({ models }: Pick<ProofParts, "models">, batch: number): Promise<CheckpointRow> => {
-  const row = await models.checkpoints.get(checkpointId(batch));
-  if (!row) throw new LedgerBroken(`checkpoint ${batch} has vanished`);
-  return row;
-};
-
-/** The first batch, by halving, of which `holds`; it holds of `latest` and of all after the first. */
-const firstBatch = async (
-  parts: Pick<ProofParts, "models">,
-  latest: CheckpointRow,
-  holds: (row: CheckpointRow) => boolean,
-): Promise<CheckpointRow> => {
-  let low = 1;
-  let high = latest.batch;
-  while (low < high) {
-    const middle = Math.floor((low + high) / 2);
-    if (holds(await checkpointOf(parts, middle))) high = middle;
-    else low = middle + 1;
-  }
-  return low === latest.batch ? latest : await checkpointOf(parts, low);
+/** The first batch with which the ledger has `size` leaves or more; `latest` has. */
+const rowReaching = async ({ models }: Pick<ProofParts, "models">, latest: CheckpointRow, size: number) => {
+  const rowOf = (batch: number) => checkpointAt(models.checkpoints, batch);
+  const batch = await leastOf(1, latest.batch, async (each) => (await rowOf(each)).size >= size);
+  return batch === latest.batch ? latest : await rowOf(batch);
 };
 
 /** The last batch of each shard, the newest first. Throws LedgerBroken for one that is not as it was signed. */
@@ -109,7 +89,7 @@ export async function* shardEnds(
     yield end;
     const { first } = end.shard;
     if (first === 0) return;
-    end = checkedRow(parts.ledger.seal, await firstBatch(parts, end, (row) => row.size >= first));
+    end = checkedRow(parts.ledger.seal, await rowReaching(parts, end, first));
   }
 }
 
@@ -143,8 +123,8 @@ export const getEvent = async (parts: ProofParts, request: GetEventRequest) => {
   if (!latest) throw notFound("nothing has been sealed yet");
   const index = await indexOf(parts, latest, request);
   if (index >= latest.size) throw notFound("no such event has been sealed");
-  const row = await leafAt(parts, index);
-  const { shard } = await checkpointOf(parts, row.batch);
+  const row = await entryAt(parts.models.entries, index);
+  const { shard } = await checkpointAt(parts.models.checkpoints, row.batch);
   const end = await endOfShard(parts, latest, shard.year);
   if (!end) throw new LedgerBroken(`leaf ${index} is of no shard`);
   const [leaf, size] = [index - shard.first, end.size - shard.first];
@@ -203,7 +183,7 @@ const treeOf = async (parts: ProofParts, size: number, { latest, end }: Tree) =>
   }));
   if (!verifyConsistency(size, newest, proof, root, end.root))
     throw new LedgerBroken(`the tree of ${size} in the read model is not the beginning of the newest`);
-  const row = await firstBatch(parts, end, (each) => each.size >= shard.first + size);
+  const row = await rowReaching(parts, end, shard.first + size);
   return { root, checkpoint: row.size === shard.first + size ? vouched(parts, row, latest) : "" };
 };
 
@@ -234,7 +214,7 @@ export const answerInclusion = async (parts: ProofParts, request: ProveInclusion
     throw invalidField("index", `index ${request.index} is not in a tree of ${size}`);
   }
   const index = Number(request.index);
-  const hash = leafHash((await leafAt(parts, end.shard.first + index)).leaf);
+  const hash = leafHash((await entryAt(parts.models.entries, end.shard.first + index)).leaf);
   const { root, checkpoint } = await treeOf(parts, size, tree);
   const nodes = readNodes(parts.models.entries, end.shard);
   const proof = await fromRows(`leaf ${index}`, () => proveInclusion(index, size, nodes));

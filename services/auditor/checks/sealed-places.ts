@@ -1,13 +1,14 @@
-import type { Collection } from "@curfew/document-store/port.ts";
 import { leafHash } from "@curfew/ledger/hash.ts";
 import { decodeLeaf, type ShardOpening } from "@curfew/ledger/leaf.ts";
-import { type BatchDoc, batchId, LedgerBroken, nextOffset } from "../domain.ts";
-import { type CheckpointRow, checkpointId } from "../projections.ts";
+import { leastOf } from "@curfew/runtime/halving.ts";
+import { nextOffset } from "../domain.ts";
+import { type Batches, batchAt } from "../ledger.ts";
+import { type CheckpointRow, type Checkpoints, checkpointAt } from "../projections.ts";
 
 /** What was sealed of a partition, found by offset. */
 export interface SealedPlaces {
-  readonly batches: Pick<Collection<BatchDoc>, "get">;
-  readonly checkpoints: Pick<Collection<CheckpointRow>, "get">;
+  readonly batches: Batches;
+  readonly checkpoints: Checkpoints;
 }
 
 /** A leaf that was sealed of a partition. */
@@ -33,23 +34,15 @@ export const batchPast = async (
   offset: number,
   { low, latest }: { readonly low: number; readonly latest: number },
 ): Promise<number> => {
-  const isPast = async (batch: number) => {
-    const row = await checkpoints.get(checkpointId(batch));
-    if (!row) throw new LedgerBroken(`checkpoint ${batch} has vanished`);
-    return nextOffset(row.positions, topic, partition) > offset;
-  };
+  const isPast = async (batch: number) =>
+    nextOffset((await checkpointAt(checkpoints, batch)).positions, topic, partition) > offset;
   let from = low;
   let to = low;
   for (let step = 1; to < latest && !(await isPast(to)); step *= 2) {
     from = to + 1;
     to = Math.min(latest, to + step);
   }
-  while (from < to) {
-    const middle = Math.floor((from + to) / 2);
-    if (await isPast(middle)) to = middle;
-    else from = middle + 1;
-  }
-  return from;
+  return await leastOf(from, to, isPast);
 };
 
 /** The leaves of a partition from offset `from` on, up to the batch `latest`, in their order; those of one batch are in memory. */
@@ -64,8 +57,7 @@ export async function* sealedPlaces(
   let low = 1;
   for (let offset = from; offset < end; ) {
     const number = await batchPast(checkpoints, place, offset, { low, latest: latest.batch });
-    const doc = await batches.get(batchId(number));
-    if (!doc) throw new LedgerBroken(`${batchId(number)} has vanished`);
+    const doc = await batchAt(batches, number);
     for (const [at, leaf] of doc.leaves.entries()) {
       const record = decodeLeaf(leaf);
       if (record.topic !== topic || record.partition !== partition || record.offset < offset) continue;

@@ -24,7 +24,7 @@ import { type Random, uuidV7 } from "@curfew/runtime/random.ts";
 import { LedgerBroken } from "../domain.ts";
 import { checkedRow, type Follower } from "../follower.ts";
 import type { LedgerSeal } from "../ledger-keys.ts";
-import { checkpointId, type EntryRow, headerOf, messageOf, type ReadModels } from "../projections.ts";
+import { checkpointAt, type EntryRow, headerOf, messageOf, type ReadModels } from "../projections.ts";
 import type { OutsideClocks } from "../public-log/outside-times.ts";
 import { nearbyNodes } from "./nearby-nodes.ts";
 import { shardToExport, tokenOfCase, type Wanted, wantedOf, wantedRows, within } from "./selection.ts";
@@ -219,9 +219,7 @@ class Export {
 
   async #firstCheckpoint() {
     const { models, seal } = this.#parts;
-    const row = await models.checkpoints.get(checkpointId(this.#firstBatch));
-    if (!row) throw new LedgerBroken(`checkpoint ${this.#firstBatch} has vanished`);
-    checkedRow(seal, row);
+    const row = checkedRow(seal, await checkpointAt(models.checkpoints, this.#firstBatch));
     const { first } = this.#tree.shard;
     const size = row.size - first;
     const proof = await proveConsistency(size, this.#tree.size - first, this.#readNodes);

@@ -5,11 +5,13 @@ import { CaseOpenedSchema, SignalJoinedSchema } from "@curfew/contracts/gen/curf
 import type { Collection } from "@curfew/document-store/port.ts";
 import { decodeLeaf } from "@curfew/ledger/leaf.ts";
 import { RpcError } from "@curfew/rpc/errors.ts";
-import { LedgerBroken } from "../domain.ts";
+import { leastOf } from "@curfew/runtime/halving.ts";
 import {
   type CheckpointRow,
-  checkpointId,
+  type Checkpoints,
+  checkpointAt,
   type EntryRow,
+  entryAt,
   entryId,
   eventKey,
   headerOf,
@@ -83,12 +85,6 @@ const leavesOfCase = async (models: ReadModels, wanted: Wanted): Promise<number[
   return [...found].filter((index) => index >= first && index < end).sort((a, b) => a - b);
 };
 
-const rowAt = async (entries: Collection<EntryRow>, index: number): Promise<EntryRow> => {
-  const row = await entries.get(entryId(index));
-  if (!row) throw new LedgerBroken(`leaf ${index} has vanished from the read model`);
-  return row;
-};
-
 /** The rows of all wanted leaves, ascending. */
 export async function* wantedRows(models: ReadModels, wanted: Wanted): AsyncGenerator<EntryRow> {
   const { entries } = models;
@@ -101,47 +97,34 @@ export async function* wantedRows(models: ReadModels, wanted: Wanted): AsyncGene
   if (caseId === "" || tokenId !== "")
     for await (const row of rowsWhere(entries, where, wanted)) {
       const index = Number(row._id);
-      for (; (own[next] ?? index) < index; next += 1) yield await rowAt(entries, own[next] as number);
+      for (; (own[next] ?? index) < index; next += 1) yield await entryAt(entries, own[next] as number);
       if (own[next] === index) next += 1;
       // Other cases about the same token are not this one.
       else if (caseId !== "" && row.source === caseSource && !isOwn.has(index)) continue;
       yield row;
     }
-  for (; next < own.length; next += 1) yield await rowAt(entries, own[next] as number);
+  for (; next < own.length; next += 1) yield await entryAt(entries, own[next] as number);
 }
 
-const batchRow = async (models: ReadModels, batch: number): Promise<CheckpointRow> => {
-  const row = await models.checkpoints.get(checkpointId(batch));
-  if (!row) throw new LedgerBroken(`checkpoint ${batch} has vanished`);
-  return row;
-};
-
 /** The first of some batches, among which the clock goes forward, that was sealed at or after a time; else the one after them. */
-const firstSealedAt = async (models: ReadModels, batches: { from: number; to: number }, atMs: number) => {
-  let [low, high] = [batches.from, batches.to + 1];
-  while (low < high) {
-    const middle = Math.floor((low + high) / 2);
-    if ((await batchRow(models, middle)).sealedAtMs >= atMs) high = middle;
-    else low = middle + 1;
-  }
-  return low;
-};
+const firstSealedAt = (checkpoints: Checkpoints, batches: { from: number; to: number }, atMs: number) =>
+  leastOf(batches.from, batches.to + 1, async (batch) => (await checkpointAt(checkpoints, batch)).sealedAtMs >= atMs);
 
 /**
  * The fewest leaves in a row that have all of those sealed at or after one time and before another. Where a clock was set
  * back, the same time came more than once: each stretch in which it went forward is searched.
  */
-const sealedBetween = async (models: ReadModels, latest: CheckpointRow, fromMs: number, toMs: number) => {
+const sealedBetween = async ({ checkpoints }: ReadModels, latest: CheckpointRow, fromMs: number, toMs: number) => {
   let [first, end] = [latest.batch + 1, 0];
-  for (let to = latest; ; to = await batchRow(models, to.clockBack - 1)) {
+  for (let to = latest; ; to = await checkpointAt(checkpoints, to.clockBack - 1)) {
     const stretch = { from: Math.max(1, to.clockBack), to: to.batch };
-    const from = await firstSealedAt(models, stretch, fromMs);
-    const after = await firstSealedAt(models, stretch, toMs);
+    const from = await firstSealedAt(checkpoints, stretch, fromMs);
+    const after = await firstSealedAt(checkpoints, stretch, toMs);
     if (from < after) [first, end] = [from, Math.max(end, after - 1)];
     if (to.clockBack === 0) break;
   }
   if (end === 0) return { first: latest.size, end: latest.size };
-  return { first: (await batchRow(models, first)).first, end: (await batchRow(models, end)).size };
+  return { first: (await checkpointAt(checkpoints, first)).first, end: (await checkpointAt(checkpoints, end)).size };
 };
 
 /** Which leaves are asked for, wherever they are: indexes of the ledger. */
