@@ -161,7 +161,7 @@ describe("auditor service", () => {
     await suite.send(topicNames.tokens, "issuer/a", [tokenEvent(1, 1)]);
     expect((await waiting).events.length).toBe(1);
     const never = { topic: topicNames.tokens, partition: 0, offset: 9n };
-    await expect(rpc.listEvents({ atLeast: [never] }, { deadlineMs: 2_450 })).rejects.toMatchObject({
+    await expect(rpc.listEvents({ atLeast: [never] }, { deadlineMs: 4_400 })).rejects.toMatchObject({
       failure: { status: "UNAVAILABLE", reason: "NOT_CAUGHT_UP" },
     });
   });

@@ -135,10 +135,10 @@ describe("RevokeToken", () => {
       expect(await sam.revokeToken(revokeRequest(tokenId))).toMatchObject({ published: false });
       const watcher = new RawWatcher(await suite.as("service/verifier", service));
       const others = [
-        sam.revokeBySecret({ requestId: requestId(), secret }, { deadlineMs: 400 }),
-        sam.reportLeak({ requestId: requestId(), secretSha256: sha256, sighting }, { deadlineMs: 400 }),
-        sam.identifySecret({ secretSha256: sha256 }, { deadlineMs: 400 }),
-        sam.getRevocation({ tokenId }, { deadlineMs: 400 }),
+        sam.revokeBySecret({ requestId: requestId(), secret }, { deadlineMs: 2_000 }),
+        sam.reportLeak({ requestId: requestId(), secretSha256: sha256, sighting }, { deadlineMs: 2_000 }),
+        sam.identifySecret({ secretSha256: sha256 }, { deadlineMs: 2_000 }),
+        sam.getRevocation({ tokenId }, { deadlineMs: 2_000 }),
       ];
       // Looked at together: one that fails while another is waited for would be nobody's.
       for (const failure of await Promise.all(others.map(failureOf)))
@@ -329,7 +329,7 @@ describe("GetRevocation", () => {
       revokedAt,
     });
     const ahead = [{ topic: topicNames.revocations, partition: 0, offset: 1_000n }];
-    const late = await failureOf(dora.getRevocation({ tokenId, atLeast: ahead }, { deadlineMs: 600 }));
+    const late = await failureOf(dora.getRevocation({ tokenId, atLeast: ahead }, { deadlineMs: 2_000 }));
     expect(late).toMatchObject({ status: "UNAVAILABLE", reason: "NOT_CAUGHT_UP" });
     for (const unknown of [newTokenId(), "", "../x"])
       expect(await failureOf(dora.getRevocation({ tokenId: unknown }))).toMatchObject({ status: "NOT_FOUND" });

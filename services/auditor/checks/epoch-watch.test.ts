@@ -9,6 +9,7 @@ import { BusUnavailable } from "@curfew/event-log/bus.ts";
 import { headerOf } from "@curfew/event-log/chain.ts";
 import { beginEpoch, type EpochRow } from "@curfew/event-log/epochs.ts";
 import { siemTopic, topicNames } from "@curfew/event-log/event-types.ts";
+import type { Clock } from "@curfew/runtime/clock.ts";
 import { virtualClock } from "@curfew/simulation/virtual-clock.ts";
 import { afterEach, describe, expect, it, vi } from "vitest";
 import { openFollower } from "../follower.ts";
@@ -41,7 +42,17 @@ const openWatched = async (world?: MemoryWorld) => {
   closers.push(() => auditor.close());
   const follower = await openFollower({ models: auditor.models, seal, clock, log: quiet });
   closers.push(() => follower.close());
-  const time = virtualClock();
+  const virtual = virtualClock();
+  let asleep = 0;
+  const time: Clock = {
+    ...virtual,
+    async sleep(ms, signal) {
+      asleep += 1;
+      await virtual.sleep(ms, signal);
+      asleep -= 1;
+    },
+  };
+  const looked = () => vi.waitFor(() => expect(asleep).toBe(1), bound);
   let isDown = false;
   const bus = {
     ends: async (topic: string) => {
@@ -72,9 +83,10 @@ const openWatched = async (world?: MemoryWorld) => {
     /** Lets looks happen, each of which may wait for what is sealed meanwhile. */
     async pass(looks: number) {
       for (let i = 0; i < looks; i += 1) {
-        await time.advance(5_000);
+        await looked();
+        await virtual.advance(5_000);
+        await looked();
         await untilSealed(opened);
-        await clock.sleep(30);
       }
     },
     closings: () => said("curfew.producer-epoch.closed.v1", (value) => fromBinary(ProducerEpochClosedSchema, value)),
