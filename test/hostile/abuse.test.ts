@@ -16,7 +16,8 @@ import { methodDefinition } from "@curfew/rpc/service-definition.ts";
 import { type Client, type ClientDuplexStream, Metadata } from "@grpc/grpc-js";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { seeded } from "./mutations.ts";
-import { type Answer, call, grant, openRig, type Rig, serviceNames, until } from "./rig.ts";
+import { type Answer, call } from "./raw-call.ts";
+import { grant, openRig, type Rig, serviceNames, until } from "./rig.ts";
 import { sampleOf } from "./samples.ts";
 
 /** Callers who are who they say and call what they may: too much of it, another's things, half a sentence, or nothing at all. */

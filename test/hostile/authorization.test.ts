@@ -9,7 +9,8 @@ import { methodName } from "@curfew/rpc/service-definition.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import { type Client, credentials, Client as GrpcClient } from "@grpc/grpc-js";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { type Answer, call, generatedServices, openRig, type Rig, serviceNames, trustDomain } from "./rig.ts";
+import { type Answer, call } from "./raw-call.ts";
+import { generatedServices, openRig, type Rig, serviceNames, trustDomain } from "./rig.ts";
 import { sampleOf } from "./samples.ts";
 
 /**

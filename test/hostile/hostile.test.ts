@@ -15,7 +15,8 @@ import { ServerReflection as ServerReflectionAlpha } from "@curfew/contracts/gen
 import { secretHash } from "@curfew/token-format/digest.ts";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { type Hostile, hostileRequests } from "./mutations.ts";
-import { type Answer, call, generatedServices, openRig, type Rig, until } from "./rig.ts";
+import { type Answer, call } from "./raw-call.ts";
+import { generatedServices, openRig, type Rig, until } from "./rig.ts";
 import { canary, canaryBytes, sampleOf, type Things } from "./samples.ts";
 
 /** Hostile input to every method of a real suite: a clear status, nothing written, nobody harmed. A failing case names itself. */

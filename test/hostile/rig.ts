@@ -1,17 +1,13 @@
 import { randomUUID } from "node:crypto";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, join } from "node:path";
-import { DatabaseSync } from "node:sqlite";
+import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
-import { type DescMethod, type DescService, fromBinary } from "@bufbuild/protobuf";
-import { anyUnpack } from "@bufbuild/protobuf/wkt";
+import type { DescService } from "@bufbuild/protobuf";
 import { parsePaging } from "@curfew/breach-notifier/paging.ts";
 import { Delivery, EvidenceMode } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import { IssuerService } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
 import { VerifierService } from "@curfew/contracts/gen/curfew/verifier/v1/verifier_pb.ts";
-import { ErrorInfoSchema } from "@curfew/contracts/gen/google/rpc/error_details_pb.ts";
-import { StatusSchema } from "@curfew/contracts/gen/google/rpc/status_pb.ts";
 import {
   Health,
   HealthCheckResponse_ServingStatus as Serving,
@@ -23,12 +19,12 @@ import { openChannel, type RpcChannel } from "@curfew/rpc/channel.ts";
 import { createIdentitySource } from "@curfew/rpc/credentials.ts";
 import { type IssuedCertificate, issueCertificate, loadAuthority } from "@curfew/rpc/identity-authority.ts";
 import { openIdentityFiles } from "@curfew/rpc/identity-files.ts";
-import { methodDefinition } from "@curfew/rpc/service-definition.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import { openLog } from "@curfew/runtime/log.ts";
 import { systemRandom } from "@curfew/runtime/random.ts";
-import { type Client, status as grpcStatus, Metadata, type ServiceError } from "@grpc/grpc-js";
+import type { Client } from "@grpc/grpc-js";
 import { openCast } from "../journey/cast.ts";
+import { documentsByCollection, eventsIn, isUnpublished, recordsByTopic, recordsWith } from "./stored.ts";
 
 /** A real embedded suite with somebody of every kind in it, spoken to in raw bytes, and a look at all that it has stored. */
 export const trustDomain = "curfew.example";
@@ -78,156 +74,6 @@ export const grant = {
   dataCategories: ["contact"],
   ttl: { seconds: 3600n, nanos: 0 },
   evidenceMode: EvidenceMode.BATCHED,
-};
-
-/** How a call ended. `reason` and `domain` are ErrorInfo's; undefined: no such detail. */
-export interface Answer {
-  readonly status: string;
-  readonly message: string;
-  readonly reason: string | undefined;
-  readonly domain: string | undefined;
-  /** Messages that came, at most `RawCall.take`. */
-  readonly messages: readonly Buffer[];
-}
-
-export interface RawCall {
-  readonly deadlineMs?: number;
-  readonly metadata?: Readonly<Record<string, string>>;
-  /** Of a stream: as many answers are enough, then the call is cancelled. Default 1. */
-  readonly take?: number;
-}
-
-const same = (bytes: Buffer) => bytes;
-
-const answerOf = (error: ServiceError | null, messages: readonly Buffer[]): Answer => {
-  if (!error) return { status: "OK", message: "", reason: undefined, domain: undefined, messages };
-  const [details] = error.metadata.get("grpc-status-details-bin");
-  const infos = Buffer.isBuffer(details) ? fromBinary(StatusSchema, details).details : [];
-  const info = infos.map((any) => anyUnpack(any, ErrorInfoSchema)).find((found) => found !== undefined);
-  return {
-    status: grpcStatus[error.code] ?? String(error.code),
-    message: error.details,
-    reason: info?.reason,
-    domain: info?.domain,
-    messages,
-  };
-};
-
-/** One call with these bytes as its messages, whatever they are; a stream of requests is ended after them. */
-export const call = (
-  client: Client,
-  method: DescMethod,
-  requests: readonly Uint8Array[],
-  options: RawCall = {},
-): Promise<Answer> =>
-  new Promise((resolve) => {
-    const metadata = new Metadata();
-    for (const [key, value] of Object.entries(options.metadata ?? {})) metadata.set(key, value);
-    const limits = { deadline: Date.now() + (options.deadlineMs ?? 10_000) };
-    const { path } = methodDefinition(method);
-    const [first = Buffer.alloc(0)] = requests;
-    const buffer = Buffer.from(first);
-    const messages: Buffer[] = [];
-    if (method.methodKind === "unary") {
-      client.makeUnaryRequest(path, same, same, buffer, metadata, limits, (error, message) =>
-        resolve(answerOf(error, message ? [message] : [])),
-      );
-      return;
-    }
-    if (method.methodKind === "client_streaming") throw new Error("there is no such method yet: write it here");
-    const duplex =
-      method.methodKind === "bidi_streaming"
-        ? client.makeBidiStreamRequest(path, same, same, metadata, limits)
-        : undefined;
-    const stream = duplex ?? client.makeServerStreamRequest(path, same, same, buffer, metadata, limits);
-    stream.on("data", (message: Buffer) => {
-      messages.push(message);
-      if (messages.length < (options.take ?? 1)) return;
-      resolve(answerOf(null, messages));
-      stream.cancel();
-    });
-    stream.on("error", (error: ServiceError) => resolve(answerOf(error, messages)));
-    stream.on("end", () => setImmediate(() => resolve(answerOf(null, messages))));
-    for (const request of requests) duplex?.write(Buffer.from(request));
-    duplex?.end();
-  });
-
-/** What changes by itself while nobody calls: leases between replicas, and those of the suite's own verifier. */
-const passing = ["leases", "epochs", "use-positions"];
-/** Stores nothing but what is on the topics. */
-const follows = ["auditor"];
-const ofOthers = "WHERE id NOT LIKE 'verifier-%'";
-
-/** How many records of the bus hold this text, in a header, key or value. */
-const recordsWith = (file: string, text: string): number => {
-  const database = new DatabaseSync(file, { readOnly: true });
-  try {
-    const sql = "SELECT count(*) AS n FROM records WHERE instr(headers, ?) OR instr(key, ?) OR instr(value, ?)";
-    return Number(database.prepare(sql).get(text, text, Buffer.from(text))?.n);
-  } finally {
-    database.close();
-  }
-};
-
-/** How many records of this type, on the topics themselves, name `who`. */
-const eventsIn = (file: string, type: string, who: string): number => {
-  const database = new DatabaseSync(file, { readOnly: true });
-  try {
-    const sql = `SELECT count(*) AS n FROM records
-      WHERE topic <> 'curfew.siem.v1' AND headers ->> 'ce_type' = ? AND instr(value, ?)`;
-    return Number(database.prepare(sql).get(type, Buffer.from(who))?.n);
-  } finally {
-    database.close();
-  }
-};
-
-const rowsOf = (file: string): Record<string, number> => {
-  const database = new DatabaseSync(file, { readOnly: true });
-  try {
-    const tables = database
-      .prepare("SELECT name FROM sqlite_master WHERE type = 'table'")
-      .all()
-      .map(({ name }) => String(name))
-      .filter((name) => name.startsWith("c_") && !passing.includes(name.slice(2)));
-    const count = (table: string) =>
-      Number(database.prepare(`SELECT count(*) AS n FROM "${table}" ${ofOthers}`).get()?.n);
-    return Object.fromEntries(tables.map((table) => [`${basename(file, ".db")} ${table.slice(2)}`, count(table)]));
-  } finally {
-    database.close();
-  }
-};
-
-/** Commits that are not on their topic yet. */
-const unpublishedIn = (file: string): number => {
-  const database = new DatabaseSync(file, { readOnly: true });
-  try {
-    const known = database.prepare("SELECT 1 FROM pragma_table_info('c_commits') WHERE name = 'i_unpublished'").get();
-    const sql = "SELECT count(*) AS n FROM c_commits WHERE i_unpublished IS NOT NULL";
-    return known ? Number(database.prepare(sql).get()?.n) : 0;
-  } finally {
-    database.close();
-  }
-};
-
-/**
- * Records by topic, but for those that come some time after what they tell of: counted denials of unknown secrets, closings of producers'
- * epochs, and what is derived for compliance tooling.
- */
-const recordsOf = (file: string): Record<string, number> => {
-  const database = new DatabaseSync(file, { readOnly: true });
-  try {
-    const later = "instr(headers, 'unknown-attempts') OR instr(headers, 'producer-epoch.closed')";
-    const sql = `SELECT topic, count(*) AS n FROM records
-      WHERE topic <> 'curfew.siem.v1' AND NOT (${later}) GROUP BY topic`;
-    return Object.fromEntries(
-      database
-        .prepare(sql)
-        .all()
-        .map(({ topic, n }) => [String(topic), Number(n)]),
-    );
-  } finally {
-    database.close();
-  }
 };
 
 export const until = async <T>(what: string, ask: () => Promise<T | undefined> | T | undefined): Promise<T> => {
@@ -280,12 +126,7 @@ export const openRig = async (settings = "") => {
     return opened.client;
   };
   const shared = new Map<string, Client>();
-  const published = () => {
-    const files = readdirSync(join(dataDir, "store")).filter((name) => name.endsWith(".db"));
-    return until("every commit on its topic", () =>
-      files.every((name) => unpublishedIn(join(dataDir, "store", name)) === 0) ? true : undefined,
-    );
-  };
+  const published = () => until("every commit on its topic", () => (isUnpublished(dataDir) ? undefined : true));
   const admin = cast.client(IssuerService, "issuer", "person/ada");
   await admin.publishPolicy({ requestId: randomUUID(), policy: "tests", document: policyDocument });
   return {
@@ -342,24 +183,16 @@ export const openRig = async (settings = "") => {
       const answer = await issuer.createToken({ requestId: randomUUID(), grant, delivery: Delivery.DIRECT });
       return { tokenId: answer.token?.tokenId ?? "", secret: answer.secret };
     },
-    recordsWith: (text: string) => recordsWith(join(dataDir, "bus.db"), text),
-    records: () => recordsOf(join(dataDir, "bus.db")),
+    recordsWith: (text: string) => recordsWith(dataDir, text),
+    records: () => recordsByTopic(dataDir),
     /** How many events of a type name `who`, once every commit is on its topic. */
     async events(type: string, who: string): Promise<number> {
       await published();
-      return eventsIn(join(dataDir, "bus.db"), type, who);
+      return eventsIn(dataDir, type, who);
     },
     /** How much each topic and each collection of the services that command holds, once every commit is published and none of them has moved for a while. */
     async written(): Promise<Record<string, number>> {
-      const read = () => ({
-        ...recordsOf(join(dataDir, "bus.db")),
-        ...Object.assign(
-          {},
-          ...readdirSync(join(dataDir, "store"))
-            .filter((name) => name.endsWith(".db") && !follows.includes(basename(name, ".db")))
-            .map((name) => rowsOf(join(dataDir, "store", name))),
-        ),
-      });
+      const read = () => ({ ...recordsByTopic(dataDir), ...documentsByCollection(dataDir) });
       await published();
       let before = read();
       let quiet = 0;
