@@ -15,6 +15,7 @@ import {
 } from "./fake-suite.ts";
 
 /** An SDK, and the fake suite that it talks to: new for each test of the file that imports this. */
+
 export let suite: FakeSuite;
 export let revocation: FakeRevocation;
 export let verifier: FakeVerifier;
