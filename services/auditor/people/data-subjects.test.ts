@@ -152,8 +152,11 @@ describe("a sealed address", () => {
       () => expect(open(useIdOf(record))).rejects.toMatchObject({ failure: { reason: "DATA_SUBJECT_ERASED" } }),
       bound,
     );
-    const { subject } = await rpc.getDataSubject({ subject: byPseudonym(her) });
-    expect(subject?.erasure).toMatchObject({ known: true, consumers: [] });
+    // The key goes first, the event that says so after it.
+    await vi.waitFor(async () => {
+      const { subject } = await rpc.getDataSubject({ subject: byPseudonym(her) });
+      expect(subject?.erasure).toMatchObject({ known: true, consumers: [] });
+    }, bound);
   });
 
   it("of somebody never seen is erased too, and the answer says that nobody was known", async () => {
