@@ -30,6 +30,7 @@ import { nearbyNodes } from "./nearby-nodes.ts";
 import { shardToExport, tokenOfCase, type Wanted, wantedOf, wantedRows, within } from "./selection.ts";
 import { type ShownTree, shownTree } from "./shown-tree.ts";
 import { stampOver } from "./stamp.ts";
+import { openTurns } from "./turns.ts";
 
 export interface ExportParts {
   readonly models: ReadModels;
@@ -49,9 +50,6 @@ export interface ExportParts {
 const pieceBytes = 128 * 1024;
 /** Proofs made at a time. */
 const provenTogether = 128;
-/** At a time; others wait their turn. */
-const maxRunning = 2;
-const maxWaiting = 64;
 
 const refused = (status: "INVALID_ARGUMENT" | "NOT_FOUND" | "FAILED_PRECONDITION", reason: string, message: string) =>
   new RpcError({ status, reason, message });
@@ -248,43 +246,6 @@ class Export {
     void outbox.relay.published(commit);
   }
 }
-
-/** Some at a time, in the order in which they came; those who give up leave the line. */
-const openTurns = () => {
-  const line: (() => void)[] = [];
-  let running = 0;
-  return {
-    async take(signal: AbortSignal): Promise<void> {
-      signal.throwIfAborted();
-      if (running >= maxRunning) {
-        if (line.length >= maxWaiting)
-          throw new RpcError({
-            status: "RESOURCE_EXHAUSTED",
-            reason: "TOO_MANY_EXPORTS",
-            message: "as many exports wait as may: try again later",
-            retryDelayMs: 1_000,
-          });
-        const turn = Promise.withResolvers<void>();
-        const giveUp = () => {
-          const at = line.indexOf(turn.resolve);
-          if (at < 0) return; // its turn has come
-          line.splice(at, 1);
-          turn.reject(signal.reason);
-        };
-        line.push(turn.resolve);
-        signal.addEventListener("abort", giveUp, { once: true });
-        await turn.promise.finally(() => signal.removeEventListener("abort", giveUp));
-        return; // in the place of the one that left
-      }
-      running += 1;
-    },
-    leave(): void {
-      const next = line.shift();
-      if (next) next();
-      else running -= 1;
-    },
-  };
-};
 
 /** The method ExportBundle. */
 export const openExports = (parts: ExportParts) => {
