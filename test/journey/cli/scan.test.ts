@@ -21,6 +21,13 @@ describe("scan", () => {
     return repository;
   };
 
+  const reportsOf = async (token: string, atLeast: number) =>
+    await until("the reports", async () => {
+      const ofLeaks = ["--type", "curfew.leak.reported.v1", "--limit", "1000"];
+      const events = await json("audit", "list", "--token", token, ...ofLeaks, "--as", "person/dana");
+      return events.length >= atLeast ? events : undefined;
+    });
+
   it("finds a removed secret in the history, exit 1, and --report ends its token; then only dead ones are left, exit 0", async () => {
     const { token, secret } = await create("g.secret");
     const repository = leak("leaked", secret);
@@ -37,19 +44,7 @@ describe("scan", () => {
     const after = await curfew(...scanned, "--report", "--public");
     expect(after.code).toBe(0);
     expect(JSON.parse(after.out)).toEqual([{ location, token, generation: 1, state: "dead" }]);
-    const leaks = await until("LeakReported", async () => {
-      const events = await json(
-        "audit",
-        "list",
-        "--token",
-        token,
-        "--type",
-        "curfew.leak.reported.v1",
-        "--as",
-        "person/dana",
-      );
-      return events.length > 0 ? events : undefined;
-    });
+    const leaks = await reportsOf(token, 1);
     expect(leaks).toHaveLength(1); // the second report was the first one again
     const { body } = await json("audit", "show", leaks[0].event, "--as", "person/dana");
     expect(body.sighting).toMatchObject({ kind: "git", public: true, exposedSince: expect.any(String) });
@@ -65,21 +60,7 @@ describe("scan", () => {
     expect(code).toBe(1);
     expect(JSON.parse(out)).toHaveLength(100);
     expect(err).toContain("900 more places");
-    const leaks = await until("the reports", async () => {
-      const events = await json(
-        "audit",
-        "list",
-        "--limit",
-        "1000",
-        "--token",
-        token,
-        "--type",
-        "curfew.leak.reported.v1",
-        "--as",
-        "person/dana",
-      );
-      return events.length >= 100 ? events : undefined;
-    });
+    const leaks = await reportsOf(token, 100);
     expect(leaks).toHaveLength(100);
   }, 60_000);
 
