@@ -1,81 +1,27 @@
-import { generateKeyPairSync } from "node:crypto";
-import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type LogFiles, openDirectory } from "@curfew/ledger/directory.ts";
-import { formatSignature, parseNote } from "@curfew/ledger/note.ts";
-import { cosignerKeyText, noteCosigner } from "@curfew/ledger/note-key.ts";
-import { openByPolicy, parsePolicy } from "@curfew/ledger/policy.ts";
-import { verifyConsistency } from "@curfew/ledger/proof.ts";
 import { tilePath, tilesAt } from "@curfew/ledger/tile.ts";
 import { verifiedNodes } from "@curfew/ledger/tile-nodes.ts";
 import { treeRoot } from "@curfew/ledger/tree.ts";
 import { verifyLog } from "@curfew/ledger/verify-log.ts";
-import { systemRandom } from "@curfew/runtime/random.ts";
-import { memoryStore } from "@curfew/simulation/memory-store.ts";
-import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { type BatchDoc, emptyHead, LedgerBroken, type LedgerHead } from "../domain.ts";
-import { clock, growBy, quiet, seal, shard, verifierKey } from "../testing/rig.ts";
-import { type CosignedRows, cosignedId, openCosigned } from "./cosigned.ts";
+import { beforeEach, describe, expect, it } from "vitest";
+import type { BatchDoc } from "../domain.ts";
+import { bound, clock, quiet, seal, shard } from "../testing/rig.ts";
+import {
+  batches,
+  checkpointIn,
+  dir,
+  filesIn,
+  latest,
+  machine,
+  openBatches,
+  publishTo,
+  stage,
+  stoppedAt,
+} from "../testing/tiles.ts";
 import { publishTiles } from "./tile-log.ts";
-import type { Witnesses } from "./witnesses.ts";
-
-const latest = () => Number.POSITIVE_INFINITY;
-const machine = { clock, random: systemRandom };
-let dir = "";
-let batches: Awaited<ReturnType<typeof openBatches>>;
-const openBatches = () => memoryStore().collection<BatchDoc>("batches");
-beforeEach(async () => {
-  dir = mkdtempSync(join(tmpdir(), "curfew-tiles-"));
-  batches = await openBatches();
-});
-afterEach(() => rmSync(dir, { recursive: true, force: true }));
-
-const checkpointIn = (of = dir) => seal.open(shard, readFileSync(join(of, "checkpoint"), "utf8"));
-/** Publishes until the files are at `size`. */
-const bound = { timeout: 20_000, interval: 5 };
-const publishTo = async (size: number, files: LogFiles = openDirectory(dir, machine), last = latest) => {
-  const stop = new AbortController();
-  const parts = { files: () => files, batches, latest: last, seal, clock, log: quiet };
-  const running = publishTiles(parts, stop.signal);
-  const there = expect.poll(() => checkpointIn().size, { timeout: 20_000, interval: 5 }).toBe(size);
-  try {
-    await Promise.race([running, there]);
-  } finally {
-    stop.abort();
-    there.catch(() => undefined);
-  }
-  await running;
-};
-const filesIn = (of: string) =>
-  new Map(
-    readdirSync(of, { recursive: true, withFileTypes: true })
-      .filter((entry) => entry.isFile())
-      .map((entry) => join(entry.parentPath, entry.name))
-      .map((file) => [file.slice(of.length + 1), readFileSync(file, "base64")] as const),
-  );
-const stage = async (sizes: readonly number[], from: LedgerHead = emptyHead) => {
-  let head = from;
-  for (const size of sizes) head = await growBy(batches, head, size - head.size);
-  return head;
-};
-
-/** Files whose writer stands still, once they have 100 entries, before it writes such a path. */
-const stoppedAt = (isAt: (path: string) => boolean) => {
-  const files = openDirectory(dir, machine);
-  const [stopped, goOn] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
-  const slow: LogFiles = {
-    read: files.read,
-    async write(some) {
-      if (isAt(some[0]?.path ?? "") && checkpointIn().size === 100) {
-        stopped.resolve();
-        await goOn.promise;
-      }
-      await files.write(some);
-    },
-  };
-  return { slow, stopped, goOn };
-};
 
 describe("the ledger's files", () => {
   it("have every tile and bundle of the published size, which lead to the signed root", async () => {
@@ -254,7 +200,7 @@ describe("files that contradict what was staged stop the publisher", () => {
   });
 
   it("a store that was put back from a backup", async () => {
-    batches = await openBatches();
+    await openBatches();
     await stage([300]);
     await expect(publishTo(-1)).rejects.toThrow("the ledger's files have 600 entries and its store fewer");
   });
@@ -279,184 +225,5 @@ describe("files that contradict what was staged stop the publisher", () => {
     rmSync(old, { recursive: true });
     await publishTo(600);
     expect(filesIn(dir)).toEqual(whole);
-  });
-});
-
-describe("with witnesses", () => {
-  const { privateKey } = generateKeyPairSync("ed25519");
-  const policy = parsePolicy(`log ${verifierKey}\nwitness w1 ${cosignerKeyText("w1", privateKey)}\nquorum w1\n`);
-  let rows: CosignedRows;
-  /** What was submitted, and whether it is cosigned. */
-  let submitted: number[] = [];
-  let isThere = true;
-  let seconds = 1_795_000_000;
-  beforeEach(async () => {
-    rows = await openCosigned(memoryStore());
-    submitted = [];
-    isThere = true;
-  });
-  const witnesses: Witnesses = {
-    due: () => true,
-    async cosign({ size, checkpoint, prove }) {
-      const last = submitted.findLast((each) => each > 0 && each < size);
-      submitted.push(size);
-      if (!isThere) return undefined;
-      if (last !== undefined) {
-        const root = seal.open(shard, (await batchOf(last)).checkpoint).root;
-        expect(verifyConsistency(last, size, await prove(last), root, seal.open(shard, checkpoint).root)).toBe(true);
-      }
-      seconds += 1;
-      const { keyId, sign } = noteCosigner("w1", privateKey, seconds);
-      const { text } = parseNote(checkpoint);
-      return `${checkpoint}${formatSignature({ name: "w1", keyId, signature: sign(text) })}`;
-    },
-    status: async () => ({ quorum: "unknown", answers: [] }),
-  };
-  const batchOf = async (size: number) =>
-    (await batches.find({ limit: 100 })).find((doc) => doc.size === size) as BatchDoc;
-  const run = (signal: AbortSignal, files: LogFiles = openDirectory(dir, machine), asked = witnesses) =>
-    publishTiles(
-      { files: () => files, batches, latest, seal, witnessed: { witnesses: asked, rows }, clock, log: quiet },
-      signal,
-    );
-  const until = async (holds: () => unknown, ...of: [LogFiles?]) => {
-    const stop = new AbortController();
-    const running = run(stop.signal, ...of);
-    try {
-      await Promise.race([running, expect.poll(holds, bound).toBe(true)]);
-    } finally {
-      stop.abort();
-    }
-    await running;
-  };
-  const standing = () => (existsSync(join(dir, "checkpoint")) ? readFileSync(join(dir, "checkpoint"), "utf8") : "");
-  const sizeThere = () => (standing() === "" ? -1 : seal.open(shard, standing()).size);
-  const isCosigned = () => openByPolicy(standing(), policy).quorum;
-
-  it("no checkpoint is public without them, not even that of the empty log; tiles go on", async () => {
-    isThere = false;
-    await stage([100, 300]);
-    await until(() => submitted.includes(300));
-    expect(standing()).toBe("");
-    expect(filesIn(dir).has("tile/0/001.p/44")).toBe(true);
-    isThere = true;
-    await until(() => sizeThere() === 300);
-    expect(isCosigned()).toBe(true);
-    expect(await rows.find({ limit: 10 })).toMatchObject([{ size: 300, checkpoint: standing() }]);
-  });
-
-  it("what was published before there were any is cosigned as it stands, without waiting for more", async () => {
-    await stage([300]);
-    await publishTo(300);
-    isThere = false;
-    const alone = standing();
-    await until(() => submitted.includes(300));
-    expect(standing()).toBe(alone);
-    isThere = true;
-    await until(() => standing() !== alone);
-    expect([sizeThere(), isCosigned()]).toEqual([300, true]);
-    expect(standing().startsWith(alone)).toBe(true);
-  });
-
-  it("a restart keeps the cosignatures that stand there, and asks for none again", async () => {
-    const head = await stage([300]);
-    await until(() => sizeThere() === 300);
-    const before = standing();
-    submitted = [];
-    let looks = 0;
-    await until(() => ++looks > 30);
-    expect([standing(), submitted]).toEqual([before, []]);
-    await stage([400], head);
-    await until(() => sizeThere() === 400);
-    expect(submitted).toEqual([400]);
-    expect(isCosigned()).toBe(true);
-  });
-
-  it("lines that nobody signed are dropped for those that were kept; where none were kept they stay", async () => {
-    await stage([300]);
-    await until(() => sizeThere() === 300);
-    const before = standing();
-    const line = before.slice(before.lastIndexOf("— "));
-    writeFileSync(join(dir, "checkpoint"), before.replace(line, line.replace(/[A-Z]/, "z")));
-    await until(() => standing() === before);
-    writeFileSync(join(dir, "checkpoint"), `${before}${line.replace("w1", "w2")}`);
-    await until(() => standing() === before);
-    rows = await openCosigned(memoryStore());
-    let looks = 0;
-    await until(() => ++looks > 30);
-    expect(standing()).toBe(before);
-  });
-
-  it("what was kept and not yet published when it was killed is published as it was kept", async () => {
-    await stage([300]);
-    const files = openDirectory(dir, machine);
-    const dying: LogFiles = {
-      read: files.read,
-      async write(some) {
-        if (some[0]?.path === "checkpoint") throw new LedgerBroken("killed");
-        await files.write(some);
-      },
-    };
-    await expect(until(() => false, dying)).rejects.toThrow("killed");
-    const [kept] = await rows.find({ limit: 1 });
-    isThere = false;
-    await until(() => sizeThere() === 300);
-    expect(standing()).toBe(kept?.checkpoint);
-  });
-
-  it("what was kept is published again where an older one came over it, also while no more is cosigned", async () => {
-    const first = await stage([300]);
-    await until(() => sizeThere() === 300);
-    const old = standing();
-    const second = await stage([400], first);
-    await until(() => sizeThere() === 400);
-    const newest = standing();
-    await stage([500], second);
-    isThere = false;
-    let spoilt = false;
-    await until(() => {
-      if (spoilt) return standing() === newest;
-      spoilt = submitted.includes(500);
-      if (spoilt) writeFileSync(join(dir, "checkpoint"), old);
-      return false;
-    });
-  });
-
-  it("a row that was altered is not published", async () => {
-    const head = await stage([300]);
-    await rows.insert({
-      _id: cosignedId(300),
-      shard,
-      size: 300,
-      checkpoint: seal.sign(shard, 300, Buffer.alloc(32, 7)),
-    });
-    await expect(until(() => false)).rejects.toThrow("the cosigned checkpoint of size 300 is another than was staged");
-    expect(head.size).toBe(300);
-  });
-
-  it("a head that was cosigned while another was published past it stays unpublished", async () => {
-    const head = await stage([300]);
-    const asked = Promise.withResolvers<void>();
-    const goOn = Promise.withResolvers<void>();
-    const slow: Witnesses = {
-      ...witnesses,
-      async cosign(submission, signal) {
-        asked.resolve();
-        await goOn.promise;
-        return witnesses.cosign(submission, signal);
-      },
-    };
-    const late = new AbortController();
-    const lateEnd = run(late.signal, openDirectory(dir, machine), slow);
-    await asked.promise;
-    await stage([400], head);
-    await until(() => sizeThere() === 400);
-    goOn.resolve();
-    await expect.poll(() => submitted).toContain(300);
-    await expect.poll(() => rows.get(cosignedId(300))).toBeDefined();
-    expect(sizeThere()).toBe(400);
-    late.abort();
-    await lateEnd;
-    expect(sizeThere()).toBe(400);
   });
 });
