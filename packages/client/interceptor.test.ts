@@ -9,14 +9,8 @@ import { Metadata, Server, type ServerWritableStream, status, type UntypedServic
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type AccessOf, currentUse, tokenInterceptor } from "./interceptor.ts";
 import { openLocalVerifier } from "./local-verifier.ts";
-import {
-  type FakeSuite,
-  type FakeVerifier,
-  openFakeRevocation,
-  openFakeSuite,
-  openFakeVerifier,
-  openJumpyClock,
-} from "./testing/fake-suite.ts";
+import { type FakeSuite, openFakeRevocation, openFakeSuite, openJumpyClock } from "./testing/fake-suite.ts";
+import { type FakeVerifier, openFakeVerifier } from "./testing/fake-verifier.ts";
 
 let suite: FakeSuite;
 let verifier: FakeVerifier;

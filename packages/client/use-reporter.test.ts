@@ -3,7 +3,7 @@ import { Outcome } from "@curfew/contracts/gen/curfew/events/v1/uses_pb.ts";
 import { describe, expect, test } from "vitest";
 import type { AccessRequest } from "./access-request.ts";
 import type { LocalVerifier } from "./local-verifier.ts";
-import type { FakeToken } from "./testing/fake-suite.ts";
+import type { FakeToken } from "./testing/fake-verifier.ts";
 import { denial, idOf, openLiveSdk, read, request, revocation, seen, time, until, verifier } from "./testing/sdk.ts";
 
 describe("reports", () => {

@@ -6,13 +6,11 @@ import type { Use } from "../open-use.ts";
 import {
   type FakeRevocation,
   type FakeSuite,
-  type FakeToken,
-  type FakeVerifier,
   openFakeRevocation,
   openFakeSuite,
-  openFakeVerifier,
   openJumpyClock,
 } from "./fake-suite.ts";
+import { type FakeToken, type FakeVerifier, openFakeVerifier } from "./fake-verifier.ts";
 
 /** An SDK, and the fake suite that it talks to: new for each test of the file that imports this. */
 
