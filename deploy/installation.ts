@@ -1,5 +1,5 @@
 import { renameSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { createIdentitySource, type IdentitySource } from "@curfew/rpc/credentials.ts";
 import {
   type IdentityFiles,
@@ -97,6 +97,20 @@ export const writeEndpoints = (dataDir: string, endpoints: Endpoints) => {
   const file = endpointsFile(dataDir);
   writeFileSync(`${file}.new`, `${JSON.stringify(endpoints, null, 2)}\n`, { mode: 0o600, flush: true });
   renameSync(`${file}.new`, file);
+};
+
+const shellWord = (text: string) => (/^[\w./:@%+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
+
+/** Commands against the suite that runs on `dataDir`, to be typed as they stand in the repository. */
+export const firstCommands = (dataDir: string): readonly string[] => {
+  const data = dataDir === resolve(".curfew") ? "" : ` --data ${shellWord(dataDir)}`;
+  return [
+    `npx curfew policy publish default deploy/embedded/policy.yaml --as person/ada${data}`,
+    `npx curfew identity create workload/billing${data}`,
+    `npx curfew token create --scope invoices:read --resource 'invoices/**' --audience invoices --purpose billing --category financial --secret-file billing.secret --as workload/billing${data}`,
+    `npx curfew scan . --report --as person/sam${data}`,
+    `npx curfew case list --as person/dana${data}`,
+  ];
 };
 
 export const removeEndpoints = (dataDir: string) => rmSync(endpointsFile(dataDir), { force: true });

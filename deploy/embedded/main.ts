@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { join, resolve } from "node:path";
+import { join } from "node:path";
 import { parsePaging } from "@curfew/breach-notifier/paging.ts";
 import { StoreBehind } from "@curfew/event-log/own-topic.ts";
 import { KeyringError } from "@curfew/keyring/key-files.ts";
@@ -11,8 +11,9 @@ import { ConfigError } from "@curfew/runtime/config.ts";
 import { DirectoryInUse, NotPrivate } from "@curfew/runtime/exclusive.ts";
 import { openLog } from "@curfew/runtime/log.ts";
 import { onShutdown, type ShutdownStep } from "@curfew/runtime/shutdown.ts";
+import { firstCommands } from "../installation.ts";
 import { dataDirectoryProblem, readOptions, usage } from "./options.ts";
-import { configFileOf, openSuite, type Suite } from "./suite.ts";
+import { configFileOf, DatabaseUnusable, openSuite, type Suite } from "./suite.ts";
 import { readSuiteConfig } from "./suite-config.ts";
 
 /** Ctrl-C stops it within these. */
@@ -51,7 +52,6 @@ const readSettings = () => {
 const greet = (suite: Suite, dataDir: string, configFile: string, pagedTargets: number) => {
   const { services, ca, identities, ledger } = suite.endpoints;
   const year = yearOf(systemClock.now());
-  const data = dataDir === resolve(".curfew") ? "" : ` --data ${dataDir}`;
   const lines = [
     "",
     "Curfew is running, every service in this one process:",
@@ -65,12 +65,9 @@ const greet = (suite: Suite, dataDir: string, configFile: string, pagedTargets: 
       .map((path) => `                ${dataDir}/identity/${path}`),
     `For scripts     ${dataDir}/endpoints.json`,
     "",
-    "Try next:",
-    "  npm run demo                          watch a leaked token die and become an Article 33 case",
-    `  npx curfew policy publish default deploy/embedded/policy.yaml --as person/ada${data}`,
-    `  npx curfew identity create workload/billing${data}`,
-    `  npx curfew token create --scope invoices:read --resource 'invoices/**' --audience invoices --purpose billing --category financial --secret-file billing.secret --as workload/billing${data}`,
-    `  npx curfew scan . --as person/sam${data}`,
+    "Try next: a token that leaks into this folder, ends, and is a case",
+    ...firstCommands(dataDir).map((command) => `  ${command}`),
+    "or, on a suite of its own: npm run demo",
     "",
     ...(pagedTargets === 0 ? [`NOBODY IS BEING PAGED: no target stands under "paging" in ${configFile}.`, ""] : []),
     "Ctrl-C stops it.",
@@ -92,7 +89,9 @@ const main = async () => {
     await suite.failed;
   } catch (error) {
     if (error instanceof ConfigError) refuse(error.problems);
-    if ([DirectoryInUse, NotPrivate, KeyringError, AddressUnavailable].some((kind) => error instanceof kind))
+    if (error instanceof AddressUnavailable)
+      refuse([`${error.message}: end what listens there, or choose other ports with --port (0: free ones)`]);
+    if ([DirectoryInUse, NotPrivate, KeyringError, DatabaseUnusable].some((kind) => error instanceof kind))
       refuse([(error as Error).message]);
     if (error instanceof StoreBehind) process.stderr.write(`curfew does not start: ${error.message}\n`);
     else log.error({ err: error }, "cannot go on");

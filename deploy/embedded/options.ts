@@ -50,7 +50,7 @@ const readArguments = (args: readonly string[], problems: string[]) => {
     if (token.kind === "positional") problems.push(`"${token.value}": only options are taken`);
     if (token.kind !== "option") continue;
     const flag = Object.hasOwn(flags, token.name) ? flags[token.name as keyof typeof flags] : undefined;
-    if (!flag) problems.push(`${token.rawName}: there is no such option`);
+    if (!flag) problems.push(`${token.rawName}: there is no such option (npm start -- --help tells them)`);
     else if (flag.type === "boolean" && token.value !== undefined) problems.push(`${token.rawName} takes no value`);
     else if (flag.type === "string" && !token.value) problems.push(`${token.rawName} needs a value`);
     else given[token.name as keyof typeof flags] = token.value ?? true;
@@ -101,7 +101,11 @@ export const readOptions = (args: readonly string[], env: Environment) => {
 export const dataDirectoryProblem = (dir: string): string | undefined => {
   try {
     mkdirSync(dir, { recursive: true, mode: 0o700 });
-    if (!statSync(dir).isDirectory()) return `${dir} is not a directory: choose another with --data`;
+    const stat = statSync(dir);
+    if (!stat.isDirectory()) return `${dir} is not a directory: choose another with --data`;
+    // Whoever can rename what is in it can put another authority in the place of ours.
+    if ((stat.mode & 0o002) !== 0)
+      return `everybody may write to the data directory ${dir}: chmod o-w it, or choose another with --data`;
     accessSync(dir, constants.R_OK | constants.W_OK | constants.X_OK);
     return undefined;
   } catch (error) {

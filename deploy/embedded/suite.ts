@@ -5,7 +5,7 @@ import { parsePaging } from "@curfew/breach-notifier/paging.ts";
 import { openBreachNotifier } from "@curfew/breach-notifier/service.ts";
 import { openSqliteStore, type SqliteStore } from "@curfew/document-store/sqlite.ts";
 import { openEpochs } from "@curfew/event-log/epochs.ts";
-import { openSqliteBus, type SqliteBus } from "@curfew/event-log/sqlite.ts";
+import { openSqliteBus } from "@curfew/event-log/sqlite.ts";
 import { embeddedTopics } from "@curfew/event-log/topics.ts";
 import { openIssuer } from "@curfew/issuer/service.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
@@ -57,6 +57,20 @@ interface Opened {
   close(): Promise<void> | void;
 }
 
+/** A database of the data directory cannot be opened. */
+export class DatabaseUnusable extends Error {
+  override name = "DatabaseUnusable";
+}
+
+/** SQLite does not say of which file it complains. */
+const opening = <T>(file: string, opened: Promise<T>): Promise<T> =>
+  opened.catch((cause: Error) => {
+    throw new DatabaseUnusable(
+      `${file} cannot be opened (${cause.message}): it must be writable, on a disk with space; if it is damaged, put it back from a backup (npx curfew restore --help)`,
+      { cause },
+    );
+  });
+
 const openDatabases = async (
   dataDir: string,
   keysDir: string,
@@ -66,17 +80,15 @@ const openDatabases = async (
   const storeDir = join(dataDir, "store");
   mkdirSync(storeDir, { recursive: true, mode: 0o700 });
   const stores = new Map<string, SqliteStore>();
-  for (const name of [...serviceNames, "personal", "producers"])
-    stores.set(name, await openSqliteStore({ file: join(storeDir, `${name}.db`) }));
+  for (const name of [...serviceNames, "personal", "producers"]) {
+    const file = join(storeDir, `${name}.db`);
+    stores.set(name, await opening(file, openSqliteStore({ file })));
+  }
   const store = (name: ServiceName | "personal" | "producers") => stores.get(name) as SqliteStore;
   const epochs = await openEpochs(store("producers"));
-  const bus: SqliteBus = await openSqliteBus({
-    file: join(dataDir, "bus.db"),
-    epochs,
-    clock,
-    identity: (service) => sourceOf(service as ServiceName).current(),
-    topics: embeddedTopics,
-  });
+  const identity = (service: string) => sourceOf(service as ServiceName).current();
+  const file = join(dataDir, "bus.db");
+  const bus = await opening(file, openSqliteBus({ file, epochs, clock, identity, topics: embeddedTopics }));
   const personal = await openPersonalStore({ store: store("personal"), keysDir, random: systemRandom, clock });
   return {
     store,
@@ -102,7 +114,8 @@ const ledgerParts = ({ dataDir, config, port }: SuiteOptions) => ({
 
 /**
  * Opens everything and resolves once every service serves and `endpoints.json` is written. Throws DirectoryInUse when another instance
- * has the directory, NotPrivate when the keys are readable by others, ConfigError for the paging section.
+ * has the directory, NotPrivate when the keys are readable by others, KeyringError and DatabaseUnusable for damaged files, ConfigError
+ * for the paging section.
  */
 export const openSuite = async (options: SuiteOptions): Promise<Suite> => {
   const { dataDir, config, log } = options;

@@ -51,6 +51,11 @@ const describe = (error: unknown) => `curfew: ${failureOf(error).text}`;
 
 const asTyped = (flag: string) => `--${flag.replace(/[A-Z]/g, (c) => `-${c.toLowerCase()}`)}`;
 
+const maxMessage = 1_000;
+
+/** The parser repeats what it was given, however long. */
+const brief = (message: string) => (message.length > maxMessage ? `${message.slice(0, maxMessage)}…` : message);
+
 /** The parser suggests flags as the code names them, and knows of no environment. */
 const misunderstood = (error: unknown) =>
   error instanceof ArgumentScannerError
@@ -66,13 +71,15 @@ const misunderstood = (error: unknown) =>
 
 export const app = buildApplication(routes, {
   name: "curfew",
-  scanner: { caseStyle: "allow-kebab-for-camel" },
+  scanner: { caseStyle: "allow-kebab-for-camel", allowArgumentEscapeSequence: true },
   documentation: { caseStyle: "convert-camel-to-kebab" },
   determineExitCode: (error) => failureOf(error).code,
   localization: {
     text: {
       ...text_en,
-      exceptionWhileParsingArguments: misunderstood,
+      noCommandRegisteredForInput: (given) =>
+        `${brief(text_en.noCommandRegisteredForInput(given))} (curfew --help lists them)`,
+      exceptionWhileParsingArguments: (error) => brief(misunderstood(error)),
       // A message for people; a stack would help nobody who types a command.
       exceptionWhileRunningCommand: describe,
       exceptionWhileLoadingCommandFunction: describe,

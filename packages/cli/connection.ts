@@ -29,7 +29,7 @@ const readEndpoints = (dataDir: string): Endpoints => {
   } catch {
     throw new CommandFailed(
       exitCode.unavailable,
-      `no suite runs on ${dataDir} (${file} cannot be read): start it with npm start, or name its data directory with --data`,
+      `no suite runs on ${dataDir} (${file} cannot be read): start it with npm start (or npm run live), or name its data directory with --data`,
     );
   }
   try {

@@ -53,7 +53,9 @@ export const failureOf = (error: unknown): { code: number; text: string } => {
       .filter((field) => !message.includes(field))
       .map((field) => `\n  ${field}`)
       .join("");
-    return { code: codeOfStatus(status), text: `${status}${reason ? ` (${reason})` : ""}: ${message}${fields}` };
+    // Ours have a reason: nobody answered. A suite that was killed leaves its addresses behind.
+    const hint = status === "UNAVAILABLE" && !reason ? "\n  does the suite run? If it was killed, start it again" : "";
+    return { code: codeOfStatus(status), text: `${status}${reason ? ` (${reason})` : ""}: ${message}${fields}${hint}` };
   }
   const text = error instanceof Error ? error.message : String(error);
   const { code } = (error ?? {}) as { code?: unknown };

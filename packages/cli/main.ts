@@ -18,7 +18,8 @@ const context: {
     exitCode?: number | string;
   };
 } = { process: { stdout: standardOutput, stderr: standardError, env: process.env } };
-const words = process.argv.slice(2);
+const typed = process.argv.slice(2);
+const words = typed[0] === "help" ? [...typed.slice(1), "--help"] : typed;
 if (words[0] === "__complete") standardOutput.write(await completionsOf(app, words.slice(1), context));
 else await run(app, words, context);
 // The parser's own codes are negative: -4 and below for a command line that it does not understand, the others for our faults.

@@ -1,7 +1,16 @@
 import { createPrivateKey, X509Certificate } from "node:crypto";
-import { chmodSync, mkdirSync, readdirSync, readFileSync, renameSync, statSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
-import { openKeyFiles } from "@curfew/keyring/key-files.ts";
+import { KeyringError, openKeyFiles } from "@curfew/keyring/key-files.ts";
 import type { Clock } from "@curfew/runtime/clock.ts";
 import type { Random } from "@curfew/runtime/random.ts";
 import {
@@ -23,7 +32,7 @@ export interface IdentityFiles {
   readonly createdDir: string;
   /** Directory of an identity, e.g. of "workload/billing". */
   dir(path: string): string;
-  /** The identity as it is on disk; undefined when there is none, or its two files do not belong together. */
+  /** The identity as it is on disk; undefined when there is none, its files are damaged, or do not belong together. */
   read(path: string): IssuedCertificate | undefined;
   /** A new certificate, written and noted for the log. */
   create(
@@ -45,15 +54,26 @@ export const personCertificateMs = 30 * dayMs;
 
 const openAuthority = async (dir: string, trustDomain: string, clock: Clock, random: Random): Promise<Authority> => {
   const files = openKeyFiles({ dir, random, clock });
+  const file = join(dir, "authority.pem");
   const options = { trustDomain, clock, random };
   let text = files.read("authority.pem");
   if (text === undefined) {
+    // It is written after the authority: what is certified and pinned would be void without a word.
+    if (existsSync(join(dir, "ca.pem")))
+      throw new KeyringError(
+        `${file} is gone: restore it from its backup; for a new authority, which makes every certificate anew, remove ca.pem beside it`,
+      );
     const fresh = await createAuthority(options);
     text = files.createOnce("authority.pem", () => `${fresh.certPem}\n${fresh.keyPem}\n`);
   }
   const [certPem, keyPem] = text.split(/(?<=-----END CERTIFICATE-----)\n+/);
-  if (!certPem || !keyPem) throw new Error(`${join(dir, "authority.pem")} is damaged: restore it from its backup`);
-  return await loadAuthority({ certPem, keyPem }, options);
+  if (!certPem || !keyPem) throw new KeyringError(`${file} is damaged: restore it from its backup`);
+  return await loadAuthority({ certPem, keyPem }, options).catch((cause: Error) => {
+    throw new KeyringError(
+      `${file} cannot be used (${cause.message}): restore it from its backup, or put back the trust domain that it was made for`,
+      { cause },
+    );
+  });
 };
 
 const put = (file: string, content: string, mode: number) => {
@@ -62,7 +82,7 @@ const put = (file: string, content: string, mode: number) => {
   renameSync(`${file}.new`, file);
 };
 
-/** Opens the files below `dir`; with write access to `ca/` it can make identities, and only then. */
+/** Opens the files below `dir`; with write access to `ca/` it can make identities, and only then. Throws KeyringError for its authority. */
 export const openIdentityFiles = async (options: {
   readonly dir: string;
   readonly trustDomain: string;
@@ -84,7 +104,8 @@ export const openIdentityFiles = async (options: {
       const keyPem = readFileSync(join(identityDir(path), "key.pem"), "utf8");
       return new X509Certificate(certPem).checkPrivateKey(createPrivateKey(keyPem)) ? { certPem, keyPem } : undefined;
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+      const { code = "" } = error as NodeJS.ErrnoException;
+      if (code === "ENOENT" || code.startsWith("ERR_OSSL")) return undefined;
       throw error;
     }
   };

@@ -2,7 +2,7 @@ import { lstatSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 
-/** Another process holds the directory. */
+/** Another process holds the directory, or whether one does cannot be told. */
 export class DirectoryInUse extends Error {
   override name = "DirectoryInUse";
 }
@@ -23,13 +23,20 @@ const held = new Set<DatabaseSync>();
  */
 export const lockDirectory = (dir: string): { release(): void } => {
   mkdirSync(dir, { recursive: true, mode: 0o700 });
-  const db = new DatabaseSync(join(dir, "lock.db"), { timeout: 0 });
+  const file = join(dir, "lock.db");
+  let db: DatabaseSync | undefined;
   try {
+    db = new DatabaseSync(file, { timeout: 0 });
     db.exec("begin exclusive");
   } catch (e) {
-    db.close();
-    if (((e as { errcode?: number }).errcode ?? 0) % 256 !== sqliteBusy) throw e;
-    throw new DirectoryInUse(`another instance is using ${dir}: stop it first, or choose another data directory`);
+    db?.close();
+    const { errcode = 0, message } = e as Error & { errcode?: number };
+    throw new DirectoryInUse(
+      errcode % 256 === sqliteBusy
+        ? `another instance is using ${dir}: stop it first, or choose another data directory`
+        : `${file} cannot be locked (${message}): it must be writable; if it is damaged, remove it, nothing is kept in it`,
+      { cause: e },
+    );
   }
   held.add(db);
   return {

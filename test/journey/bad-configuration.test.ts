@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { freePort } from "@curfew/deploy/dev/server-process.ts";
@@ -103,7 +103,7 @@ paging: { targets: [{ name: x, channel: pigeon }] }
     const program = startProgram("deploy/embedded/main.ts", ["--data", data(), "--port", String(port)]);
     const { code, err } = await refusal(keep(program));
     expect(code).toBe(2);
-    expect(err).toContain(`cannot listen on localhost:${port}: the port is taken`);
+    expect(err).toContain(`cannot listen on localhost:${port}: the port is taken: end what listens there, or choose`);
     expect(existsSync(join(data(), "endpoints.json"))).toBe(false);
     await startReady(); // and nothing of the failed start stands in the way
   });
@@ -114,6 +114,48 @@ paging: { targets: [{ name: x, channel: pigeon }] }
     expect(code).toBe(2);
     for (const mistake of [data(), "colour", "trust_domain"]) expect(err).toContain(mistake);
     expect((await refusal(start())).code).toBe(2);
+  });
+
+  test("a data directory that everybody may write to", async () => {
+    mkdirSync(data());
+    chmodSync(data(), 0o777);
+    const { code, err } = await refusal(start());
+    expect({ code, err }).toEqual({ code: 2, err: expect.stringContaining(`${data()}: chmod o-w it`) });
+  });
+
+  test("a data directory that was used before, with files that are damaged or gone, each named", {
+    timeout: 120_000,
+  }, async () => {
+    await stop(await startReady(), "SIGTERM");
+    const spoil = async (file: string, content: string | undefined) => {
+      const path = join(data(), file);
+      const good = readFileSync(path);
+      if (content === undefined) rmSync(path);
+      else writeFileSync(path, content);
+      const { code, err } = await refusal(start());
+      expect({ file, code, err }).toEqual({ file, code: 2, err: expect.stringContaining(`\n  ${path} `) });
+      expect(err).not.toContain('"stack"');
+      writeFileSync(path, good, { mode: 0o600 });
+    };
+    const noDatabase = "no database".repeat(1_000);
+    for (const file of ["bus.db", "store/issuer.db", "lock.db"]) await spoil(file, noDatabase);
+    for (const content of ["", undefined]) await spoil("ca/authority.pem", content);
+    // Certificates are made anew.
+    for (const file of ["service/issuer/cert.pem", "person/ada/key.pem"])
+      writeFileSync(join(data(), "identity", file), "no PEM");
+    await startReady();
+  });
+
+  test("the trust domain of a data directory that has certificates of another", async () => {
+    await stop(await startReady(), "SIGTERM");
+    const file = join(data(), "curfew.yaml");
+    writeFileSync(
+      file,
+      readFileSync(file, "utf8").replace("trust_domain: curfew.example", "trust_domain: mine.example"),
+    );
+    const { code, err } = await refusal(start());
+    expect(code).toBe(2);
+    expect(err).toContain("is not of trust domain mine.example");
   });
 
   test.each(["", "used before"])("a data directory that cannot be written to %s", async (used) => {

@@ -42,12 +42,23 @@ const introduction = `A service token leaks. Watch it die everywhere and become 
 Real services, real certificates, a real git repository, real mail: nothing here is acted.
 `;
 
+const usage = `npm run demo -- [--json] [--live]
+
+  --json  the last line is what happened, as one JSON object
+  --live  on Kafka and a MongoDB-protocol database (Java, Maven, Go)
+
+It starts a suite of its own and removes it, whether another runs or not.
+`;
+
 const readFlags = () => {
   try {
-    const options = { json: { type: "boolean", default: false }, live: { type: "boolean", default: false } } as const;
-    return parseArgs({ options }).values;
+    const flag = { type: "boolean", default: false } as const;
+    const { values } = parseArgs({ options: { json: flag, live: flag, help: flag } });
+    if (!values.help) return values;
+    process.stdout.write(usage);
+    return process.exit(0);
   } catch (error) {
-    process.stderr.write(`${(error as Error).message}\nnpm run demo -- [--json] [--live]\n`);
+    process.stderr.write(`${(error as Error).message}\n${usage}`);
     return process.exit(2);
   }
 };
@@ -57,8 +68,9 @@ const main = async () => {
   process.stdout.on("error", () => undefined); // the reader, `head` for example, has seen enough: all is taken down all the same
   const interrupted = Promise.withResolvers<never>();
   interrupted.promise.catch(() => undefined);
+  // Where it happened to be is no help.
   for (const signal of ["SIGINT", "SIGTERM"] as const)
-    process.on(signal, () => interrupted.reject(new Error(`stopped by ${signal}`)));
+    process.on(signal, () => interrupted.reject(Object.assign(new Error(`stopped by ${signal}`), { stack: "" })));
   if (values.live) assertAvailable();
   const startMs = performance.now();
   const colour = (format: "bold" | "dim", text: string) => styleText(format, text, { stream: process.stdout });

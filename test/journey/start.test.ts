@@ -1,6 +1,8 @@
+import { spawnSync } from "node:child_process";
 import { randomUUID } from "node:crypto";
-import { existsSync, readFileSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { BreachService } from "@curfew/contracts/gen/curfew/breach/v1/breach_pb.ts";
 import { Delivery } from "@curfew/contracts/gen/curfew/events/v1/common_pb.ts";
 import { IssuerService } from "@curfew/contracts/gen/curfew/issuer/v1/issuer_pb.ts";
@@ -9,7 +11,7 @@ import { freePort } from "@curfew/deploy/dev/server-process.ts";
 import { describe, expect, test, vi } from "vitest";
 import { openCast } from "./cast.ts";
 import { closers, data, dir, keep, refusal, start, startReady, stop } from "./programs.ts";
-import { readEndpoints, startProgram } from "./suite-process.ts";
+import { readEndpoints, startProgram, startSuite } from "./suite-process.ts";
 
 const cast = () => {
   const opened = openCast(() => readEndpoints(data()), data());
@@ -89,6 +91,27 @@ describe("npm start", { timeout: 120_000 }, () => {
     expect(await stop(program, "SIGINT", "SIGINT")).toEqual({ code: 0, signal: null });
     expect(existsSync(join(data(), "endpoints.json"))).toBe(false);
     expect(program.err).not.toMatch(/"level":"error"|^\s+at /m);
+  });
+
+  test("what it says to try next works as it stands, wherever the data is", async () => {
+    const there = join(dir, "it's here, in $HOME");
+    const program = keep(startSuite(there));
+    await program.until("ready");
+    const commands = [...program.out.matchAll(/^ {2}npx curfew (.*)$/gm)].map(([, args]) => args as string);
+    const shop = join(dir, "shop");
+    mkdirSync(shop);
+    const root = fileURLToPath(new URL("../../", import.meta.url));
+    const type = (args: string) => {
+      const typed = `"$NODE" "$CURFEW" ${args.replace("deploy/embedded", join(root, "deploy/embedded"))}`;
+      const env = { ...process.env, NODE: process.execPath, CURFEW: join(root, "packages/cli/main.ts") };
+      const { status, stdout, stderr } = spawnSync("sh", ["-c", typed], { cwd: shop, encoding: "utf8", env });
+      return { args, status, stdout, stderr };
+    };
+    const [seeCases, ...others] = commands.toReversed();
+    // The scan says by its exit code that it found a live secret.
+    for (const args of others.toReversed())
+      expect(type(args)).toMatchObject({ args, status: args.startsWith("scan ") ? 1 : 0 });
+    await vi.waitFor(() => expect(type(seeCases as string).stdout).toMatch(/^case\/tok_\S+ +SIGNALLED /m), patient);
   });
 
   test("a second start has everything, after SIGTERM and after kill -9, at once", async () => {

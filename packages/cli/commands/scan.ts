@@ -94,7 +94,10 @@ export const scan = buildCommand({
     if (rows.some((row) => row.state === "live"))
       throw new CommandFailed(exitCode.no, "live secrets were found: run again with --report to end them");
     if (rows.some((row) => row.state === "revoked"))
-      throw new CommandFailed(exitCode.no, "live secrets were found; their tokens are revoked now");
+      throw new CommandFailed(
+        exitCode.no,
+        "live secrets were found; their tokens are revoked now, and each has a case: curfew case list",
+      );
     if (problemCount > 0) throw new CommandFailed(exitCode.usage, "not everything could be searched");
     say(rows.length > 0 ? "only secrets of dead tokens were found" : "no secret of ours was found");
   },

@@ -7,7 +7,10 @@ describe("a wrong command line", () => {
   it("wrong usage does nothing and says what is wrong", async () => {
     const wrong: [string[], RegExp][] = [
       [["revoke", "--as", "person/sam"], /name a token/],
-      [["tokn", "list"], /did you mean `token`/],
+      [["tokn", "list"], /did you mean `token`\? \(curfew --help lists them\)/],
+      [["x".repeat(100_000)], /^.{1000}… \(curfew --help lists them\)\n$/],
+      [["token", "list", "--as", "x".repeat(100_000)], /^.{1000}…\n$/],
+      [["scan", "--as", "person/sam", "--", "--help"], /--help cannot be searched/],
       [["token", "list", "--outptu", "json", "--as", "person/sam"], /did you mean --output/],
       [["token", "list", "-o", "xml", "--as", "person/sam"], /xml/],
       [["token", "create", "--secretfile", "x", "--as", "workload/shop"], /did you mean --secret-file\?/],
@@ -28,6 +31,13 @@ describe("a wrong command line", () => {
       expect(err).toMatch(says);
     }
   }, 60_000);
+
+  it("curfew help is --help, of a command too", async () => {
+    expect(await curfew("help")).toEqual(await curfew("--help"));
+    const help = await curfew("help", "token", "create");
+    expect(help).toMatchObject({ code: 0, err: "", out: expect.stringContaining("--secret-file") });
+    expect(help).toEqual(await curfew("token", "create", "--help"));
+  });
 
   it("an argument that no service takes is a wrong command line, said once", async () => {
     const { code, err } = await curfew("revoke", "tok_1", "--as", "person/sam");
