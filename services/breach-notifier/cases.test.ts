@@ -46,14 +46,16 @@ describe("a leak becomes a case", () => {
     });
     const startMs = rig.clock.now();
     await rig.issue(tokenId, { atMs: startMs - 10_000 });
-    await rig.use(tokenId, "u1", { people: ["ann", "bob"], atMs: startMs - 9_000 });
-    await rig.use(tokenId, "u2", { people: ["bob", "cem"], records: 5, atMs: startMs - 5_000 });
-    await rig.use(tokenId, "u3", { people: ["dee"], address: "far", atMs: startMs - 4_000 });
-    await rig.use(tokenId, "u4", { atMs: startMs - 3_000 });
+    const used = [
+      await rig.use(tokenId, "u1", { people: ["ann", "bob"], atMs: startMs - 9_000 }),
+      await rig.use(tokenId, "u2", { people: ["bob", "cem"], records: 5, atMs: startMs - 5_000 }),
+      await rig.use(tokenId, "u3", { people: ["dee"], address: "far", atMs: startMs - 4_000 }),
+      await rig.use(tokenId, "u4", { atMs: startMs - 3_000 }),
+    ];
     const { leak, revoked } = await rig.reportLeak(tokenId, { exposedSinceMs: startMs - 6_000 });
     const effective = await rig.takeEffect(tokenId, revoked?.id ?? "", startMs);
     const { case: found } = await eventually(() =>
-      notifier.dora.getCase({ caseId, atLeast: [effective.position, leak.position] }),
+      notifier.dora.getCase({ caseId, atLeast: [effective, leak, ...used].map(({ position }) => position) }),
     );
     expect(found).toMatchObject({ tokenId, noPersonalData: false });
     const { blastRadius, clock } = found as Case;
@@ -179,14 +181,13 @@ describe("a leak becomes a case", () => {
       "watchers/i",
     );
     await rig.reportLeak(tokenId);
-    const found = await caseOf(notifier, caseId, (c) =>
-      expect(c.blastRadius?.incompleteBecause.length).toBeGreaterThan(2),
-    );
-    const reasons = found.blastRadius?.incompleteBecause.join("\n") ?? "";
-    expect(found.blastRadius?.complete).toBe(false);
-    expect(reasons).toContain("invoices may not have reported all its uses");
-    expect(reasons).toContain("A gap was found in the evidence (hole, curfew.uses.v1)");
-    expect(reasons).toContain("The window is still open");
+    await caseOf(notifier, caseId, ({ blastRadius }) => {
+      const reasons = blastRadius?.incompleteBecause.join("\n") ?? "";
+      expect(blastRadius?.complete).toBe(false);
+      expect(reasons).toContain("invoices may not have reported all its uses");
+      expect(reasons).toContain("A gap was found in the evidence (hole, curfew.uses.v1)");
+      expect(reasons).toContain("The window is still open");
+    });
     await eventually(async () => {
       const { cases } = await notifier.dora.listCases({});
       const about = cases.filter((c) => c.tokenId === "").map((c) => `${c.producer} ${c.caseId}`);
@@ -206,8 +207,14 @@ describe("a leak becomes a case", () => {
     const { revoked } = await rig.reportLeak(tokenId);
     await rig.takeEffect(tokenId, revoked?.id ?? "");
     rig.clock.advance(30_000);
-    const found = await caseOf(notifier, caseId, (c) => expect(c.blastRadius?.window?.to).toBeDefined());
-    expect(found.blastRadius).toMatchObject({ complete: true, incompleteBecause: [], people: { lower: 0n, best: 0n } });
+    await caseOf(notifier, caseId, ({ blastRadius }) =>
+      expect(blastRadius).toMatchObject({
+        window: { to: expect.anything() },
+        complete: true,
+        incompleteBecause: [],
+        people: { lower: 0n, best: 0n },
+      }),
+    );
     // A gap that stands on its topic and is not read yet: not known is not complete.
     const release = rig.hold(topicNames.revocations);
     const gap = { instance: "i", resourceService: "invoices", from: timestampFromMs(startMs), to: timestampFromMs(0) };

@@ -309,6 +309,7 @@ describe("a verifier", () => {
     expect(reason).toBe(Reason.OK);
     // Only the use that was in the open send came to the log, with the word that its answer was never given.
     await vi.waitFor(() => expect(decided().map((d) => d.useId)).toContain(useId), bound);
+    await vi.waitFor(() => expect(completed()).toHaveLength(1), bound);
     expect(decided()).toHaveLength(2);
     expect(completed()).toMatchObject([{ useId: decided()[0]?.useId, outcome: Outcome.UNANSWERED }]);
   });

@@ -139,7 +139,7 @@ describe("the command line", () => {
 });
 
 describe("a server", () => {
-  const limits = { fileMs: 400, idleMs: 200 };
+  const limits = { fileMs: 1_500, idleMs: 1_000 };
   const serving = async <T>(listener: RequestListener, use: (url: string) => Promise<T>): Promise<T> => {
     const server = createServer(listener);
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
@@ -161,15 +161,15 @@ describe("a server", () => {
   };
 
   it.each<[string, RequestListener, string]>([
-    ["that never answers", () => undefined, "no byte within 200 ms"],
-    ["that stops in the middle", (_, response) => void response.writeHead(200).write("half"), "no byte within 200 ms"],
+    ["that never answers", () => undefined, "no byte within 1000 ms"],
+    ["that stops in the middle", (_, response) => void response.writeHead(200).write("half"), "no byte within 1000 ms"],
     [
       "that gives a byte now and then",
       (_, response) => {
         const timer = setInterval(() => response.write("x"), 20);
         response.on("close", () => clearInterval(timer));
       },
-      "not whole within 400 ms",
+      "not whole within 1500 ms",
     ],
     ["that hangs up", (request) => void request.socket.destroy(), "ECONNRESET"],
     [

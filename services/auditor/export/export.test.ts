@@ -207,7 +207,7 @@ describe("an exported bundle", () => {
     await auditor.close();
     let nowMs = 0;
     auditor = await startAuditor(world, world.store, world.bus, seal, { ...clock, now: () => nowMs });
-    const startMs = Date.UTC(2026, 5, 1);
+    const startMs = Date.UTC(shard.year, 5, 1);
     const seconds = [100, 200, 300, 150, 160, 310, 305, 400, 120];
     for (const [n, second] of seconds.entries()) {
       nowMs = startMs + 1_000 * second;
