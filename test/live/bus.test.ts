@@ -8,7 +8,7 @@ import { type KafkaTls, openKafkaBus } from "@curfew/event-log/kafka.ts";
 import { createAuthority, issueCertificate } from "@curfew/rpc/identity-authority.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import kafkajs from "kafkajs";
-import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import { type KafkaServer, startKafka } from "../../deploy/dev/servers.ts";
 import { cleanUp, collect, createTopics, idOf, openAdmin, openBus, openEpochs, record } from "./bus-rig.ts";
 
@@ -94,14 +94,20 @@ describe("the Kafka adapter on mutual TLS, with access lists", () => {
       operation: kafkajs.AclOperationTypes.WRITE,
       permissionType: kafkajs.AclPermissionTypes.ALLOW,
     };
+    // The broker answers before it goes by the change.
+    const inForce = (count: number) =>
+      vi.waitFor(async () => expect((await admin.describeAcls(write)).resources).toHaveLength(count), 20_000);
     try {
       await admin.createAcls({ acl: [write] });
+      await inForce(1);
       const { bus } = await openBus(brokers(), { ssl: ssl.verifier });
       const producer = await bus.openProducer({ topic: "uses", name: "verifier/1" });
       await producer.send([record("allowed")]);
       await admin.deleteAcls({ filters: [write] });
+      await inForce(0);
       await expect(producer.send([record("refused")])).rejects.toBeInstanceOf(BusRefused);
       await admin.createAcls({ acl: [write] });
+      await inForce(1);
       expect(await producer.send([record("allowed again")])).toEqual([1]);
       await expect(bus.openProducer({ topic: "other", name: "verifier/1" })).rejects.toThrow("authorization failed");
       const { bus: reading } = await openBus(brokers(), { ssl: ssl.broker });
