@@ -45,8 +45,11 @@ export const parseDurationMs = (text: string): number => {
 /** RFC 3339 with its offset: a moment, whatever the reader's time zone. */
 export const parseTime = (text: string): Date => {
   const ms = Date.parse(text);
-  if (!/^\d{4}-\d\d-\d\dT.*(Z|[+-]\d\d:\d\d)$/.test(text) || Number.isNaN(ms))
+  const [, year, month, day] = /^(\d{4})-(\d\d)-(\d\d)T.*(?:Z|[+-]\d\d:\d\d)$/.exec(text)?.map(Number) ?? [];
+  if (year === undefined || month === undefined || Number.isNaN(ms))
     throw new Error("a time with its offset is needed, e.g. 2026-11-24T13:00:00Z");
+  // The parser takes 31 February for 3 March.
+  if (new Date(Date.UTC(year, month - 1, day)).getUTCDate() !== day) throw new Error("there is no such day");
   return new Date(ms);
 };
 

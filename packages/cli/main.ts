@@ -7,7 +7,9 @@ import { standardError, standardOutput } from "./output.ts";
 
 for (const stream of [process.stdout, process.stderr])
   stream.on("error", (error: NodeJS.ErrnoException) => {
-    if (error.code !== "EPIPE") throw error; // the reader, `head` for example, has seen enough: the exit code still counts
+    if (error.code === "EPIPE") return; // the reader, `head` for example, has seen enough: the exit code still counts
+    if (stream === process.stdout) standardError.write(`curfew: standard output cannot be written: ${error.message}\n`);
+    process.exit(exitCode.usage);
   });
 // No `getColorDepth`: nothing is coloured, so there is nothing for NO_COLOR to switch off.
 const context: {

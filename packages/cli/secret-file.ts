@@ -5,6 +5,8 @@ import { CommandFailed, exitCode } from "./exit.ts";
 export type KeepSecret = (secret: string) => void;
 
 const openNew = (file: string): number => {
+  // Elsewhere the standard streams; a file of this name would surprise.
+  if (file === "-") throw new CommandFailed(exitCode.usage, "a secret is written to a file only: name a new one");
   try {
     return openSync(file, "wx", 0o600);
   } catch (error) {

@@ -101,6 +101,8 @@ export const openKeyFiles = (options: {
   const { dir, random, clock } = options;
   const guarded = <T>(what: string, fn: () => T): T => named(join(dir, what), fn);
   guarded("", () => {
+    if (lstatSync(dir, { throwIfNoEntry: false })?.isDirectory() === false)
+      throw new KeyringError(`${dir} is not a directory: keys are files in one`);
     if (mkdirSync(dir, { recursive: true, mode: 0o700 }) !== undefined) syncDirectory(dirname(dir));
   });
   assertPrivate(dir);

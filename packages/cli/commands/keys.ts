@@ -1,4 +1,4 @@
-import { existsSync, readdirSync } from "node:fs";
+import { readdirSync, statSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { epochActivationMs, openEpochKeys } from "@curfew/keyring/epoch-keys.ts";
 import { KeyringError } from "@curfew/keyring/key-files.ts";
@@ -42,7 +42,8 @@ const parseKind = (text: string): Kind => {
 const openKeys = (flags: KeysFlags) => {
   const dir = resolve(flags.keys ?? join(dataDirectory(flags), "keys"));
   // A key is made where none is: only services may do that.
-  if (!existsSync(dir)) throw new CommandFailed(exitCode.usage, `there is no ${dir}: name the directory with --keys`);
+  if (!statSync(dir, { throwIfNoEntry: false })?.isDirectory())
+    throw new CommandFailed(exitCode.usage, `there is no directory ${dir}: name that of the keys with --keys`);
   const options = { dir, random: systemRandom, clock: systemClock };
   const keyring = openKeyring(options);
   return {

@@ -51,6 +51,16 @@ describe("at a shell", () => {
     expect(err).toBe("");
   });
 
+  it("an answer that cannot be written is no answer: not the exit code of a no, and no stack", async () => {
+    const toFull = `"${process.execPath}" "${main}" audit list --as person/dana > /dev/full`;
+    const { code, err } = await run("sh", ["-c", toFull]);
+    expect({ code, err }).toEqual({
+      code: 2,
+      err: expect.stringMatching(/^curfew: standard output cannot be written: ENOSPC.*\n$/),
+    });
+    expect((await run("sh", ["-c", `${toFull} 2>&1`])).code).toBe(2);
+  });
+
   it("no form of a secret was printed by any of it", () => {
     expect(printed.length).toBeGreaterThan(10);
     expect(leaking(printed)).toEqual([]);

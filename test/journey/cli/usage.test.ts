@@ -1,7 +1,7 @@
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { at, curfew, dataDir, use } from "./rig.ts";
+import { at, curfew, dataDir, main, use } from "./rig.ts";
 
 describe("a wrong command line", () => {
   it("wrong usage does nothing and says what is wrong", async () => {
@@ -19,6 +19,9 @@ describe("a wrong command line", () => {
       [["token", "list", "--as", "person/stranger"], /identity create person\/stranger/],
       [["audit", "list", "--limit", "-1", "--as", "person/dana"], /limit/],
       [["audit", "list", "--from", "yesterday", "--as", "person/dana"], /offset/],
+      [["case", "decide", "case/x/1", "--aware-at", "2026-02-29T12:00:00Z", "--as", "person/dana"], /no such day/],
+      [["token", "collect", "tok_1", "--secret-file", "-", "--as", "workload/shop"], /to a file only/],
+      [["keys", "list", "--keys", main], /there is no directory \S+main.ts/],
       [["token", "rotate", "tok_1", "--overlap", "soon", "--as", "workload/shop"], /duration/],
       [["verify-token", "--as", "workload/invoices", ...use, "--secret-file", at("none")], /cannot be read/],
       [["verify-token", "--as", "workload/invoices", ...use, "--secret-file", "/dev/zero"], /longer than/],
