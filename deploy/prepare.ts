@@ -4,6 +4,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { parsePaging } from "@curfew/breach-notifier/paging.ts";
 import { applyTopics } from "@curfew/event-log/topics.ts";
+import { KeyringError } from "@curfew/keyring/key-files.ts";
 import { openKeyring } from "@curfew/keyring/keyring.ts";
 import { systemClock } from "@curfew/runtime/clock.ts";
 import { ConfigError } from "@curfew/runtime/config.ts";
@@ -96,7 +97,8 @@ const main = async () => {
 
 if (import.meta.main)
   await main().catch((error: Error & { code?: unknown }) => {
-    const mistaken = error instanceof ConfigError || String(error.code).startsWith("ERR_PARSE_ARGS");
+    const mistaken =
+      error instanceof ConfigError || error instanceof KeyringError || String(error.code).startsWith("ERR_PARSE_ARGS");
     if (!mistaken) throw error;
     const problems = error instanceof ConfigError ? error.problems : [error.message];
     process.stderr.write(`cannot prepare:\n${problems.map((problem) => `  ${problem}\n`).join("")}`);

@@ -56,10 +56,12 @@ const openAuthority = async (dir: string, trustDomain: string, clock: Clock, ran
   const files = openKeyFiles({ dir, random, clock });
   const file = join(dir, "authority.pem");
   const options = { trustDomain, clock, random };
+  // Looked at first: it is written after the authority, perhaps by another process just now.
+  const begun = existsSync(join(dir, "ca.pem"));
   let text = files.read("authority.pem");
   if (text === undefined) {
-    // It is written after the authority: what is certified and pinned would be void without a word.
-    if (existsSync(join(dir, "ca.pem")))
+    // What is certified and pinned would be void without a word.
+    if (begun)
       throw new KeyringError(
         `${file} is gone: restore it from its backup; for a new authority, which makes every certificate anew, remove ca.pem beside it`,
       );

@@ -64,7 +64,7 @@ const lockOf = (dataDir: string) => {
     return lockDirectory(dataDir);
   } catch (error) {
     if (!(error instanceof DirectoryInUse)) throw error;
-    throw new CommandFailed(exitCode.refused, `stop the suite that runs on ${dataDir} first`);
+    throw new CommandFailed(exitCode.refused, error.message);
   }
 };
 
