@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { LedgerBroken } from "@curfew/auditor/domain.ts";
 import { parsePaging } from "@curfew/breach-notifier/paging.ts";
 import { StoreBehind } from "@curfew/event-log/own-topic.ts";
 import { KeyringError } from "@curfew/keyring/key-files.ts";
@@ -75,6 +76,14 @@ const greet = (suite: Suite, dataDir: string, configFile: string, pagedTargets: 
   process.stdout.write(`${lines.join("\n")}\n`);
 };
 
+const brokenLedger = (
+  error: LedgerBroken,
+  dataDir: string,
+) => `curfew stops, nothing may be signed on top of this: ${error.message}
+  If the auditor's store was lost or put back: npx curfew auditor rebuild --help (of ${dataDir})
+  If not: somebody or something has changed what was sealed. Keep ${dataDir} as it is, and compare: npx curfew verify --help
+`;
+
 const main = async () => {
   const { options, configFile, config } = readSettings();
   const log = openLog({ service: "curfew", level: options.logLevel });
@@ -93,7 +102,8 @@ const main = async () => {
       refuse([`${error.message}: end what listens there, or choose other ports with --port (0: free ones)`]);
     if ([DirectoryInUse, NotPrivate, KeyringError, DatabaseUnusable].some((kind) => error instanceof kind))
       refuse([(error as Error).message]);
-    if (error instanceof StoreBehind) process.stderr.write(`curfew does not start: ${error.message}\n`);
+    if (error instanceof LedgerBroken) process.stderr.write(brokenLedger(error, options.dataDir));
+    else if (error instanceof StoreBehind) process.stderr.write(`curfew does not start: ${error.message}\n`);
     else log.error({ err: error }, "cannot go on");
     process.exit(1);
   }

@@ -31,12 +31,17 @@ it("the auditor's store comes back by a command: its read models from the batche
     undo.push(() => suite.close());
     return suite;
   };
-  const curfew = async (...args: string[]) => {
-    const words = [join(root, "packages/cli/main.ts"), ...args, "-o", "json"];
+  const run = async (program: string, ...args: string[]) => {
+    const words = [join(root, program), ...args];
     const child = spawn(process.execPath, words, { env: { ...process.env, CURFEW_DATA_DIR: dataDir } });
+    undo.push(() => child.kill("SIGKILL"));
     const texts = [child.stdout, child.stderr].map(async (stream) => Buffer.concat(await stream.toArray()).toString());
     const [code] = await once(child, "close");
     const [out = "", err = ""] = await Promise.all(texts);
+    return { code, out, err };
+  };
+  const curfew = async (...args: string[]) => {
+    const { code, out, err } = await run("packages/cli/main.ts", ...args, "-o", "json");
     return { code, out: code === 0 ? JSON.parse(out) : out, err };
   };
   const asAuditor = ["--as", "person/dana"];
@@ -69,6 +74,9 @@ it("the auditor's store comes back by a command: its read models from the batche
   await suite.close();
   for (const end of ["", "-wal", "-shm"]) rmSync(join(dataDir, `store/auditor.db${end}`), { force: true });
   expect(await curfew("auditor", "rebuild")).toMatchObject({ code: 3 });
+  // Who starts it all the same is told what to do, and it still can be done.
+  const started = await run("deploy/embedded/main.ts", "--port", "0");
+  expect(started).toMatchObject({ code: 1, err: expect.stringContaining("npx curfew auditor rebuild") });
   expect((await curfew("auditor", "rebuild", "--from-files")).out).toMatchObject([{ entries: published() }]);
   suite = await start();
   expect((await events()).slice(0, before.length)).toEqual(before);
