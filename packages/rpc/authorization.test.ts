@@ -2,7 +2,7 @@ import { glob } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import type { DescFile } from "@bufbuild/protobuf";
 import { expect, test } from "vitest";
-import { allows, authorization, type CallerRule, type Directory, type Role } from "./authorization.ts";
+import { allowedCallers, allows, authorization, type CallerRule, type Directory, type Role } from "./authorization.ts";
 import type { Caller } from "./identity.ts";
 import { methodName } from "./service-definition.ts";
 
@@ -72,4 +72,18 @@ test("no rules let nobody in", () => {
     expect(allows([], each, directory, self)).toBe(false);
     expect(allows(undefined, each, directory, self)).toBe(false);
   }
+});
+
+test("whom a method is for, in words", () => {
+  expect(allowedCallers(matrix.map(([rule]) => rule)).split(", ")).toEqual([
+    "everybody",
+    "workloads",
+    "workloads that are resource services",
+    "people with the role security",
+    "people with the role dpo",
+    "people with the role admin",
+    "service/verifier",
+    "replicas of the service",
+  ]);
+  expect(allowedCallers([])).toBe("nobody");
 });

@@ -47,6 +47,27 @@ export const allows = (
   self: Caller,
 ): boolean => rules?.some((rule) => matches(rule, caller, directory, self)) ?? false;
 
+const named = (rule: CallerRule): string => {
+  switch (rule.kind) {
+    case "any":
+      return "everybody";
+    case "workload":
+      return "workloads";
+    case "audience":
+      return "workloads that are resource services";
+    case "service":
+      return `service/${rule.name}`;
+    case "replica":
+      return "replicas of the service";
+    case "person":
+      return `people with the role ${rule.role}`;
+  }
+};
+
+/** Whom the rules let in, in words: what somebody who was refused needs to know. */
+export const allowedCallers = (rules: readonly CallerRule[] | undefined): string =>
+  rules?.map(named).join(", ") || "nobody";
+
 const any: readonly CallerRule[] = [{ kind: "any" }];
 const workload: CallerRule = { kind: "workload" };
 const audience: CallerRule = { kind: "audience" };

@@ -170,7 +170,7 @@ describe("the table", () => {
   test("refuses everybody for a method without a row, in each kind of call", async () => {
     await open({ authorize: {} });
     const echo = await harness.client();
-    const denied = { status: "PERMISSION_DENIED" };
+    const denied = { status: "PERMISSION_DENIED", message: expect.stringMatching(/ is for nobody$/) };
     expect(await failure(echo.echo({}))).toMatchObject(denied);
     expect(await failure(echo.join([{}]))).toMatchObject(denied);
     expect(await failure(Array.fromAsync(echo.count({})))).toMatchObject(denied);

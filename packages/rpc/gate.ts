@@ -8,7 +8,7 @@ import {
   type ServerInterceptor,
 } from "@grpc/grpc-js";
 import { certificateExpired } from "./active-call.ts";
-import { type AuthorizationTable, allows, type Directory } from "./authorization.ts";
+import { type AuthorizationTable, allowedCallers, allows, type Directory } from "./authorization.ts";
 import { encodeFailure, type RpcFailure } from "./errors.ts";
 import { type Caller, type Peer, peerOfCertificate } from "./identity.ts";
 
@@ -81,7 +81,7 @@ export const createGate = (options: {
     const rules = Object.hasOwn(authorize, method) ? authorize[method] : undefined;
     if (allows(rules, peer.caller, directory, self)) return undefined;
     const metadata = { method };
-    const message = `this caller may not call ${method}`;
+    const message = `this caller may not call ${method}: it is for ${allowedCallers(rules)}`;
     return { status: "PERMISSION_DENIED", reason: "CALLER_NOT_ALLOWED", message, metadata };
   };
   return ({ path }, call) => {
