@@ -1,4 +1,5 @@
 import { spawnSync } from "node:child_process";
+import { fileURLToPath } from "node:url";
 import { defineConfig } from "vitest/config";
 import type { Reporter, TestModule } from "vitest/node";
 import { ferretAvailable, kafkaAvailable } from "./deploy/dev/servers.ts";
@@ -38,6 +39,8 @@ if (absent.length > 0) {
 }
 // For the tests, whose processes inherit it. Not CURFEW_…: a service refuses a setting it does not know.
 process.env.ABSENT_PROGRAMS = absent.join(" ");
+// Tests start some hundred processes, each of which would compile the same files again.
+process.env.NODE_COMPILE_CACHE ??= fileURLToPath(new URL(".cache/compile", import.meta.url));
 
 /** One at a time: suites that are killed, flooded, starved and watched do not tell apart what another test does. */
 const alone = ["test/{chaos,hostile}/**/*.test.ts", "test/journey/{canary,demo,disk}.test.ts"];

@@ -1,9 +1,14 @@
 #!/usr/bin/env node
-import { run } from "@stricli/core";
-import { app } from "./app.ts";
-import { completionsOf } from "./completion.ts";
-import { exitCode } from "./exit.ts";
-import { standardError, standardOutput } from "./output.ts";
+import { enableCompileCache } from "node:module";
+import { fileURLToPath } from "node:url";
+
+// Before all else: without it a command compiles for as long again as it takes to run. Where nothing can be written it is without.
+enableCompileCache(fileURLToPath(new URL("../../.cache/compile", import.meta.url)));
+const { run } = await import("@stricli/core");
+const { app } = await import("./app.ts");
+const { completionsOf } = await import("./completion.ts");
+const { exitCode } = await import("./exit.ts");
+const { standardError, standardOutput } = await import("./output.ts");
 
 for (const stream of [process.stdout, process.stderr])
   stream.on("error", (error: NodeJS.ErrnoException) => {
