@@ -80,7 +80,10 @@ describe("without a suite", () => {
     mkdirSync(stale);
     const endpoints = JSON.parse(readFileSync(join(dataDir, "endpoints.json"), "utf8"));
     writeFileSync(join(stale, "endpoints.json"), JSON.stringify({ ...endpoints, services: { issuer: "localhost:1" } }));
-    expect((await curfew("token", "list", "--as", "person/sam", "--data", stale)).code).toBe(4);
+    expect(await curfew("token", "list", "--as", "person/sam", "--data", stale)).toMatchObject({
+      code: 4,
+      err: expect.stringContaining("does the suite run? If it was killed, start it again"),
+    });
     expect((await curfew("audit", "list", "--as", "person/dana", "--data", stale)).code).toBe(4);
     writeFileSync(join(stale, "endpoints.json"), "{}");
     expect((await curfew("token", "list", "--as", "person/sam", "--data", stale)).code).toBe(2);
